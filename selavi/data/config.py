@@ -1,0 +1,158 @@
+"""What a clip looks like when it reaches the model, as plain values that YAML can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from selavi.errors import SelaviError
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How a training view differs from the centre view. Every strength of 0 switches its part off.
+
+    The time window is always jittered: a training view starts anywhere in its clip, a centre view
+    in the middle.
+    """
+
+    time_shift: float = 0.0  # seconds by which the window may also leave the clip at either end
+
+    video_stretch: float = 0.0  # frames are played slower or faster by a factor in 1 -/+ this,
+    video_shift: float = 0.0  # and this many seconds earlier or later, within the window
+    crop_scale: tuple[float, float] = (0.4, 1.0)  # crop area / area of the largest square; the
+    # centre view takes the middle of this range
+    crop_ratio: float = 1.0  # the crop's width : height is between 1 / this and this
+    rotate: float = 0.0  # degrees either way
+    flip: bool = True  # mirror left and right in half of the views
+    color_jitter: float = 0.0  # brightness, contrast (and saturation) factors in 1 -/+ this
+    blur_probability: float = 0.0  # Gaussian blur, sigma 0.3 to 1.5 pixels
+
+    volume_db: float = 6.0  # gain in decibels either way
+    noise_db: float = 0.0  # signal-to-noise ratio of added white noise is at least this; 0 = none
+    audio_stretch: float = 0.0  # as for video, of the log-mel: factor in 1 -/+ this
+    audio_shift: float = 0.0  # seconds
+    frequency_stretch: float = 0.0  # the mel axis, factor in 1 -/+ this about its low end
+    frequency_shift: float = 0.0  # fraction of all bands, up or down
+    equalizer_db: float = 0.0  # deviation of a smooth random gain over the bands
+    time_masks: int = 0  # SpecAugment: this many stripes, each up to time_mask of the length
+    time_mask: float = 0.2
+    frequency_masks: int = 0  # and this many up to frequency_mask of the bands
+    frequency_mask: float = 0.2
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Shapes and rates of what the model sees.
+
+    Defaults are the paper's: 30 RGB frames of 112 x 112 at 30 fps, and 24 kHz audio as log-mel with
+    257 filters, 20 ms windows and 10 ms hops.
+
+    Raises:
+        SelaviError: a value that cannot be met, with its name.
+    """
+
+    num_frames: int = 30
+    fps: float = 30.0
+    frame_size: int = 112  # pixels, height and width of what the model sees
+    decode_size: int = 160  # pixels, the square that whole frames are squeezed into before crops
+    channels: Literal[1, 3] = 3  # gray or RGB
+    motion: Literal["none", "difference", "deviation"] = "none"  # append, to each channel, its
+    # change since the last frame, or its deviation from the window's mean (both doubled)
+    video_norm: Literal["fixed", "clip"] = "fixed"  # (x - .45) / .22, or each clip by its own
+
+    sample_rate: int = 24_000
+    audio_seconds: float = 2.0  # shares its middle with the frames
+    n_mels: int = 257
+    n_fft: int = 1024
+    win_ms: float = 20.0
+    hop_ms: float = 10.0
+    f_min: float = 0.0  # Hz, where the lowest filter begins
+    audio_norm: Literal["fixed", "clip", "band"] = "clip"  # (x + 7) / 4; or by each clip's own mean
+    # and deviation; or by those of each of its bands over time
+
+    cache_seconds: float = 0.0  # decode once to disk, this much around each middle; 0 = never
+    cache_fps: float = 0.0  # frames a second in the cache; 0 = fps
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "fps", "frame_size", "decode_size", "sample_rate",
+                     "audio_seconds", "n_mels", "n_fft", "win_ms", "hop_ms"):  # fmt: skip
+            if getattr(self, name) <= 0:
+                raise SelaviError(f"data.{name} is {getattr(self, name)}: give a positive number")
+        if self.channels not in (1, 3):
+            raise SelaviError(f"data.channels is {self.channels}: give 1 (gray) or 3 (RGB)")
+        for name, choices in (("video_norm", ("fixed", "clip")),
+                              ("motion", ("none", "difference", "deviation")),
+            ("audio_norm", ("fixed", "clip", "band"))):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise SelaviError(
+                    f"data.{name} is {getattr(self, name)!r}: give one of {', '.join(choices)}"
+                )
+        if self.win_length > self.n_fft:
+            raise SelaviError(
+                f"data.win_ms {self.win_ms} is {self.win_length} samples, more than data.n_fft "
+                f"{self.n_fft}: raise n_fft"
+            )
+        if 0 < self.cache_seconds < self.span_seconds:
+            raise SelaviError(
+                f"data.cache_seconds {self.cache_seconds} is less than one window of "
+                f"{self.span_seconds} s: raise it, or set it to 0 to decode each time"
+            )
+        low, high = self.augment.crop_scale
+        if not 0 < low <= high <= 1:
+            raise SelaviError(
+                f"data.augment.crop_scale is {low}, {high}: give 0 < low <= high <= 1"
+            )
+
+    @property
+    def window_seconds(self) -> float:
+        """Length of the frames' window."""
+        return self.num_frames / self.fps
+
+    @property
+    def span_seconds(self) -> float:
+        """Length of the longer of the two windows, which share their middle."""
+        return max(self.window_seconds, self.audio_seconds)
+
+    @property
+    def num_samples(self) -> int:
+        """Audio samples in a window."""
+        return round(self.audio_seconds * self.sample_rate)
+
+    @property
+    def win_length(self) -> int:
+        return round(self.win_ms * self.sample_rate / 1000)
+
+    @property
+    def hop_length(self) -> int:
+        return round(self.hop_ms * self.sample_rate / 1000)
+
+    @property
+    def video_channels(self) -> int:
+        """Channels of the tensor that reaches the video encoder."""
+        return self.channels * (1 if self.motion == "none" else 2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values (lists for tuples) for YAML and JSON."""
+        values = asdict(self)
+        values["augment"]["crop_scale"] = list(self.augment.crop_scale)
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
+        """The inverse of `to_dict`; missing keys keep their defaults, unknown ones are refused."""
+        values = dict(values)
+        augment = dict(values.pop("augment", {}))
+        _refuse_unknown(cls, values, "data")
+        _refuse_unknown(AugmentConfig, augment, "data.augment")
+        if "crop_scale" in augment:
+            augment["crop_scale"] = tuple(augment["crop_scale"])
+        return cls(**values, augment=AugmentConfig(**augment))
+
+
+def _refuse_unknown(cls: type, values: Mapping[str, Any], prefix: str) -> None:
+    known = {f.name for f in fields(cls)}
+    if unknown := sorted(set(values) - known):
+        raise SelaviError(f"{prefix}.{unknown[0]} is no setting: use one of {', '.join(known)}")

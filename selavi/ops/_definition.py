@@ -1,0 +1,85 @@
+"""The primitives in plain PyTorch, in float64: what every fused backend must reproduce.
+
+Shapes: B problems, N rows (samples), K columns (clusters), S candidate potentials. With
+x_ik = lam * log_p_ik + v_k, Z_i = logsumexp_k x_ik and pi_ik = exp(x_ik - Z_i), the transport plan
+for the column potential v is Q_ik = c_i pi_ik: the row potential is u_i = log c_i - Z_i, so v alone
+is the state of a solver. Rows of weight c_i = 0 are skipped. Everything returned is float64.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+# Rows handled at once, so that the float64 temporaries stay small beside log_p.
+_CHUNK = 16384
+
+
+def _scaled_rows(
+    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Chunks of x (B, n, K) and of the weights c (B, n), with a harmless x where c is 0."""
+    for chunk, weight in zip(
+        log_p.split(_CHUNK, dim=1), row_marginal.split(_CHUNK, dim=1), strict=True
+    ):
+        x = lam * chunk.double() + v[:, None, :]
+        yield x.masked_fill(weight[..., None] == 0, 0.0), weight
+
+
+def sinkhorn_pass(
+    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Column masses sum_i c_i pi_ik (B, S, K) and sum_i c_i Z_i (B, S) at v (B, S, K).
+
+    log_p is (B, N, K) of any floating dtype and strides, row_marginal (B, N) float64.
+    """
+    mass = torch.zeros_like(v)
+    mean_logsumexp = v.new_zeros(v.shape[:2])
+    for s in range(v.shape[1]):
+        for x, weight in _scaled_rows(log_p, v[:, s], row_marginal, lam):
+            mass[:, s] += torch.einsum("bn,bnk->bk", weight, x.softmax(-1))
+            mean_logsumexp[:, s] += (weight * x.logsumexp(-1)).sum(-1)
+    return mass, mean_logsumexp
+
+
+def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> Tensor:
+    """sum_i c_i pi_i pi_i^T (B, K, K) for v (B, K): how much the clusters compete for rows."""
+    overlap = v.new_zeros(*v.shape, v.shape[-1])
+    for x, weight in _scaled_rows(log_p, v, row_marginal, lam):
+        rows = x.softmax(-1) * weight.sqrt()[..., None]
+        overlap += rows.mT @ rows
+    return overlap
+
+
+def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+    """argmax_k x (ties to the lowest k) int64, Z and max_k pi, each (B, N), for v (B, K)."""
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for chunk in log_p.split(_CHUNK, dim=1):
+        x = lam * chunk.double() + v[:, None, :]
+        logsumexp = x.logsumexp(-1)
+        top = x.amax(-1)
+        parts.append((x.argmax(-1), logsumexp, (top - logsumexp).exp()))
+    labels, logsumexps, confidences = zip(*parts, strict=True)
+    return torch.cat(labels, 1), torch.cat(logsumexps, 1), torch.cat(confidences, 1)
+
+
+def permute_prior(prior: Tensor, mass: Tensor) -> Tensor:
+    """prior (B, K) rearranged so that its largest entry stands where mass (B, K) is largest."""
+    heaviest = mass.argsort(dim=-1, descending=True, stable=True)
+    largest = prior.sort(dim=-1, descending=True).values
+    return torch.empty_like(prior).scatter_(-1, heaviest, largest)
+
+
+def accumulate_log_softmax_(
+    store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tensor | None
+) -> None:
+    """store[h, index[b], :] += sum_m weight[m, b] * log_softmax(logits[m][h, b, :])."""
+    total = torch.zeros_like(store[:, index], dtype=torch.float64)
+    for m, view in enumerate(logits):
+        term = view.double().log_softmax(-1)
+        if weight is None:
+            total += term / len(logits)
+        else:  # where, not a product: a skipped sample may hold anything
+            w = weight[m][None, :, None]
+            total += torch.where(w == 0, 0.0, w * term)
+    store[:, index] = (store[:, index] + total).to(store.dtype)

@@ -1,0 +1,104 @@
+"""Loads the compiled operators, gives them fake kernels, and picks a backend for a call."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from selavi.ops import _definition
+
+Backend = Literal["auto", "torch", "cpu"]
+
+
+class Primitives(Protocol):
+    """What a backend provides; selavi.ops._definition says what each function computes."""
+
+    def sinkhorn_pass(
+        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+    ) -> tuple[Tensor, Tensor]: ...
+    def sinkhorn_overlap(
+        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+    ) -> Tensor: ...
+    def sinkhorn_labels(
+        self, log_p: Tensor, v: Tensor, lam: float
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def permute_prior(self, prior: Tensor, mass: Tensor) -> Tensor: ...
+    def accumulate_log_softmax_(
+        self, store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tensor | None
+    ) -> None: ...
+
+
+def _load() -> bool:
+    """Load selavi/_C if it was built. One that is there and does not load is an error."""
+    libraries = sorted(Path(__file__).parent.parent.glob("_C.*"))
+    if not libraries:
+        return False
+    try:
+        torch.ops.load_library(libraries[0])
+    except OSError as error:
+        raise ImportError(
+            f"{libraries[0].name} was built but torch {torch.__version__} cannot load it "
+            f"({error}); reinstall selavi, or delete the file to use the PyTorch definition"
+        ) from error
+    _register_fakes()
+    return True
+
+
+def _register_fakes() -> None:
+    @torch.library.register_fake("selavi::sinkhorn_pass")
+    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(v), v.new_empty(v.shape[:2])
+
+    @torch.library.register_fake("selavi::sinkhorn_overlap")
+    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> Tensor:
+        return v.new_empty(*v.shape, v.shape[-1])
+
+    @torch.library.register_fake("selavi::sinkhorn_labels")
+    def _(log_p: Tensor, v: Tensor, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+        rows = log_p.shape[:2]
+        return v.new_empty(rows, dtype=torch.int64), v.new_empty(rows), v.new_empty(rows)
+
+    @torch.library.register_fake("selavi::permute_prior")
+    def _(prior: Tensor, mass: Tensor) -> Tensor:
+        return torch.empty_like(mass)
+
+    @torch.library.register_fake("selavi::accumulate_log_softmax_")
+    def _(store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tensor | None) -> None:
+        return None
+
+
+_BUILT = _load()
+
+
+def backends() -> dict[str, str]:
+    """Every backend's name and "available", or why it cannot be used."""
+    missing = "not built: install selavi with a C++ compiler, or run setup.py build_ext --inplace"
+    return {"torch": "available", "cpu": "available" if _BUILT else missing}
+
+
+def primitives(backend: str, tensor: Tensor) -> Primitives:
+    """The primitives of `backend` for `tensor`.
+
+    "auto" takes "cpu" for a CPU tensor if the extension is built and "torch" otherwise. A backend
+    that is named and cannot run raises RuntimeError.
+    """
+    if backend == "auto":
+        backend = "cpu" if _BUILT and tensor.device.type == "cpu" else "torch"
+    states = backends()
+    if backend not in states:
+        raise ValueError(f"backend={backend!r} is not one of auto, {', '.join(states)}")
+    if states[backend] != "available":
+        raise RuntimeError(f"backend={backend!r} is {states[backend]}")
+    if backend == "torch":
+        return _definition
+    if tensor.device.type != backend:
+        raise RuntimeError(
+            f"backend={backend!r} got a tensor on {tensor.device}; move it, or use backend='auto'"
+        )
+    return _COMPILED
+
+
+_COMPILED = SimpleNamespace() if not _BUILT else torch.ops.selavi

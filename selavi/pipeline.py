@@ -1,0 +1,297 @@
+"""The package's jobs from end to end; the command line is a thin layer over these functions."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selavi import distributed, progress
+from selavi.config import Config, config_from_dict, config_to_dict
+from selavi.data.features import read_features
+from selavi.data.loader import ClipLoader, FeatureLoader, open_loader
+from selavi.data.manifest import Manifest, scan
+from selavi.errors import SelaviError
+from selavi.evaluation.baselines import baselines
+from selavi.labelling.assignment import Assignment, mean_log_softmax
+from selavi.labelling.assignment import assign as solve_assignment
+from selavi.labelling.final import ClipLabels, label_clips, solve_potentials
+from selavi.labelling.priors import make_prior
+from selavi.labelling.selection import head_agreement
+from selavi.models.audio_visual import AudioVisualModel
+from selavi.report.run_folder import RunFolder
+from selavi.training.checkpoint import load_checkpoint
+from selavi.training.inference import Answers, answers, predictions
+from selavi.training.trainer import Trainer
+
+
+def cache_folder() -> Path:
+    """Where scans and decoded clips are kept between runs: $SELAVI_CACHE or the user's cache."""
+    if named := os.environ.get("SELAVI_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selavi"
+
+
+def cluster(
+    videos: Path, out: Path, config: Config, *, resume: bool = False, workers: int | None = None
+) -> RunFolder:
+    """Label a folder of videos from scratch: scan, train, assign, write the run folder `out`.
+
+    Args:
+        videos: any nesting, any formats that FFmpeg reads.
+        out: created; a run that is already in it is refused unless `resume` continues it.
+        config: from `selavi.config.load_config`.
+        resume: continue the run in `out`, or start it if there is none.
+        workers: processes that read files; default one a CPU.
+
+    Raises:
+        SelaviError: unusable input, told in one line.
+        selavi.training.interruption.Interrupted: a signal came; resume later.
+    """
+    device = distributed.initialize()
+    workers = workers or os.cpu_count() or 1
+    _check_config(config)
+    run = RunFolder.open(out, config_to_dict(config), resume=resume)
+    manifest = scan_collection(videos, workers)
+    names = manifest.usable().table["path"].to_pylist()
+    _check_sizes(config, len(names))
+    if distributed.is_main():
+        run.write_manifest(manifest, resume=resume)
+    loader = load_clips(manifest, videos, config, workers, device)
+    train_and_label(loader, names, config, run, device)
+    return run
+
+
+def label_features(
+    features: Path, out: Path, config: Config, *, resume: bool = False
+) -> RunFolder:
+    """Label clips that another encoder has described: train heads only.
+
+    Args:
+        features: npz or safetensors, see `selavi.data.features.read_features`.
+        out, config, resume: as in `cluster`.
+    """
+    device = distributed.initialize()
+    _check_config(config)
+    video, audio, names = read_features(features)
+    loader = FeatureLoader(video, audio, device=device)
+    _check_sizes(config, loader.num_clips)
+    run = RunFolder.open(out, config_to_dict(config), resume=resume)
+    train_and_label(loader, names, config, run, device)
+    return run
+
+
+def assign(run: RunFolder, videos: Path, out: Path, *, workers: int | None = None) -> ClipLabels:
+    """Label other videos with a finished run's model and potentials, without training.
+
+    Writes ``manifest.parquet``, ``labels.parquet`` and ``labels.csv`` into the folder `out`.
+    """
+    device = distributed.initialize()
+    workers = workers or os.cpu_count() or 1
+    content = _finished(run)
+    config = config_from_dict(content["config"])
+    if config.model.video == "features":
+        raise SelaviError(f"{run.path} was made from features: it has no encoder for videos")
+    final = content["final"]
+    model = build_model(config, final["input_sizes"], device)
+    model.load_state_dict(content["model"])
+    target = RunFolder.open(out, None)
+    manifest = scan_collection(videos, workers)
+    loader = load_clips(manifest, videos, config, workers, device)
+    found = _answers(model, loader, final["head"], config, device)
+    labels = label_clips(found.log_p, found.present, final["potentials"], config.labelling.lam)
+    if distributed.is_main():
+        target.write_manifest(manifest)
+        target.write_labels(manifest.usable().table["path"].to_pylist(), labels)
+    return labels
+
+
+def baseline_labels(
+    run: RunFolder, videos: Path, *, workers: int | None = None
+) -> dict[str, np.ndarray]:
+    """What k-means makes of the run's clips without training: see `evaluation.baselines`.
+
+    Args:
+        run: its manifest says which clips, its configuration how they are read.
+        videos: the folder that it labelled.
+    """
+    device = distributed.initialize()
+    content = _finished(run)
+    config = config_from_dict(content["config"])
+    loader = load_clips(
+        Manifest.load(run.manifest), videos, config, workers or os.cpu_count() or 1, device
+    )
+    model = build_model(config, content["final"]["input_sizes"], device)
+    progress.say("k-means on pixels, on sound and on a random encoder")
+    return baselines(loader, model, config.labelling.num_clusters, config.seed)
+
+
+def scan_collection(videos: Path, workers: int) -> Manifest:
+    """Scan once, whatever the number of processes, and say what was found."""
+    key = hashlib.sha256(os.fsencode(videos.resolve())).hexdigest()[:16]
+    cache = cache_folder() / "scans" / f"{key}.parquet"
+
+    def look() -> Manifest:
+        with progress.counted("scanning") as on_progress:
+            return scan(videos, workers=workers, cache=cache, on_progress=on_progress)
+
+    manifest = distributed.main_first(look)
+    usable, rejected = len(manifest.usable()), len(manifest.rejected())
+    progress.say(f"{videos}: {usable} clips to label, {rejected} files left out")
+    return manifest
+
+
+def load_clips(
+    manifest: Manifest, videos: Path, config: Config, workers: int, device: torch.device
+) -> ClipLoader:
+    """The loader of a collection; one process fills its cache, if it has one."""
+
+    def load() -> ClipLoader:
+        with progress.counted("decoding") as on_progress:
+            return open_loader(
+                manifest,
+                videos,
+                config.data,
+                seed=config.seed,
+                workers=workers,
+                cache_folder=cache_folder() / "clips",
+                device=device,
+                on_progress=on_progress,
+            )
+
+    return distributed.main_first(load)
+
+
+def input_sizes(loader: ClipLoader) -> dict[str, int]:
+    """modality -> channels or feature dimension, of the modalities that the collection has."""
+    batch = next(iter(loader.batches(torch.zeros(1).long(), batch_size=1, augment=False, draw=0)))
+    given = {"video": batch.video, "audio": batch.audio}
+    return {modality: values.shape[1] for modality, values in given.items() if values is not None}
+
+
+def build_model(config: Config, sizes: dict[str, int], device: torch.device) -> AudioVisualModel:
+    """A freshly drawn model for inputs of `sizes`: a function of the seed."""
+    torch.manual_seed(config.seed)
+    return AudioVisualModel(
+        config.model,
+        num_clusters=config.labelling.num_clusters,
+        num_heads=config.labelling.num_heads,
+        modalities=list(sizes),
+        **{f"{modality}_inputs": size for modality, size in sizes.items()},
+    ).to(device)
+
+
+def train_and_label(
+    loader: ClipLoader, names: list[str], config: Config, run: RunFolder, device: torch.device
+) -> None:
+    """Train (or continue), label all clips, and write the run folder's results."""
+    started = time.monotonic()
+    labelling = config.labelling
+    prior = prior_of(config)
+    sizes = input_sizes(loader)
+    model = build_model(config, sizes, device)
+    trainer = Trainer(model, loader, config, prior, run.path, device)
+    if run.checkpoint.exists():
+        trainer.resume()
+    trainer.fit()
+    heads = _label_heads(model, loader, prior, config, device)
+    agreement = head_agreement(heads.labels)
+    head = int(agreement.argmax())
+    found = _answers(model, loader, head, config, device)
+    potentials = solve_potentials(found.log_p, found.present, prior, labelling)
+    labels = label_clips(found.log_p, found.present, potentials, labelling.lam)
+    if distributed.is_main():
+        final = {"head": head, "potentials": potentials, "input_sizes": sizes}
+        trainer.save(final=final)
+        run.write_labels(names, labels, heads.labels)
+        run.write_features(found)
+        run.write_metrics(
+            "training",
+            {
+                "clips": loader.num_clips,
+                "seconds": time.monotonic() - started,
+                "reported_head": head,
+                "head_agreement": agreement.tolist(),
+                "cluster_sizes": labels.cluster.bincount(minlength=labelling.num_clusters).tolist(),
+                "final_error": heads.error.tolist(),
+                "final_converged": heads.converged.tolist(),
+                "rounds": trainer.history,
+            },
+        )
+    distributed.barrier()
+
+
+def _label_heads(
+    model: AudioVisualModel,
+    loader: ClipLoader,
+    prior: Tensor,
+    config: Config,
+    device: torch.device,
+) -> Assignment:
+    """Every head's labels of the centre views."""
+    labelling = config.labelling
+    with progress.task("labelling", len(distributed.shard(loader.num_clips))) as advance:
+        centre = predictions(
+            model,
+            loader,
+            batch_size=config.training.batch_size,
+            device=device,
+            heads=torch.arange(labelling.num_heads),
+            augment=False,
+            on_batch=advance,
+        )
+        log_p = mean_log_softmax(
+            [centre], loader.num_clips, labelling.num_heads, labelling.num_clusters
+        )
+    return solve_assignment(log_p, prior, labelling)
+
+
+def _answers(
+    model: AudioVisualModel, loader: ClipLoader, head: int, config: Config, device: torch.device
+) -> Answers:
+    with progress.task("describing", len(distributed.shard(loader.num_clips))) as advance:
+        return answers(
+            model,
+            loader,
+            batch_size=config.training.batch_size,
+            device=device,
+            head=head,
+            on_batch=advance,
+        )
+
+
+def _check_config(config: Config) -> None:
+    """What can be refused before any file is opened."""
+    labelling = config.labelling
+    if labelling.num_clusters < 2:
+        raise SelaviError(f"--clusters is {labelling.num_clusters}: give 2 or more")
+    if labelling.num_heads < 1:
+        raise SelaviError(f"--heads is {labelling.num_heads}: give 1 or more")
+    prior_of(config)
+
+
+def prior_of(config: Config) -> Tensor:
+    """(K,) cluster sizes."""
+    labelling = config.labelling
+    return make_prior(labelling.prior, labelling.num_clusters, gaussian_sd=labelling.gaussian_sd)
+
+
+def _check_sizes(config: Config, num_clips: int) -> None:
+    num_clusters = config.labelling.num_clusters
+    if num_clusters > num_clips:
+        raise SelaviError(
+            f"--clusters is {num_clusters} and there are {num_clips} clips: give at most {num_clips}"
+        )
+    if num_clips < 2 * distributed.world_size():
+        raise SelaviError(f"{num_clips} clips are too few for {distributed.world_size()} processes")
+
+
+def _finished(run: RunFolder) -> dict[str, Any]:
+    content = load_checkpoint(run.checkpoint)
+    if "final" not in content:
+        raise SelaviError(f"{run.path} is not finished: run `selavi cluster` with --resume first")
+    return content

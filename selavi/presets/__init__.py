@@ -1,0 +1,1 @@
+"""Configurations by name, as YAML: ``paper`` as published, ``tiny`` for CPUs, ``features``."""

@@ -1,0 +1,1 @@
+"""Train the encoders on the current labels, and re-assign the labels on schedule."""

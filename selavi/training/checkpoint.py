@@ -1,0 +1,42 @@
+"""Checkpoints that are whole or absent, and that cannot execute code when loaded."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from selavi.errors import SelaviError
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values to `path` atomically: a crash leaves the former file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise SelaviError(f"cannot write {path}: {error}; free space or choose another --out") from None
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read what `save_checkpoint` wrote, tensors on the CPU.
+
+    Raises SelaviError where the file is missing, damaged or of another format.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise SelaviError(f"{path} does not exist: run `selavi cluster` first") from None
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise SelaviError(f"cannot read the checkpoint {path}: {reason}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SelaviError(f"{path} is not a checkpoint of this version: start a new run")
+    return content

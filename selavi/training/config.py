@@ -1,0 +1,32 @@
+"""How the encoders are trained, as plain values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the optimisation (stochastic gradient descent with momentum).
+
+    Attributes:
+        epochs: passes over the collection.
+        batch_size: clips a step and process.
+        lr: learning rate a process; multiplied by the number of processes.
+        lr_schedule: after the warm-up ``constant``, or ``cosine`` down to zero.
+        warmup_epochs: linear warm-up of the learning rate.
+        momentum, weight_decay: of SGD.
+        clip_norm: largest gradient norm; 0 switches clipping off.
+        bn_warmup_batches: batches that set BatchNorm's statistics before the first round.
+        checkpoint_minutes: time between checkpoints within an epoch; every epoch's end and every
+            clustering round write one too.
+    """
+
+    epochs: int = 200
+    batch_size: int = 16
+    lr: float = 0.01
+    lr_schedule: str = "constant"
+    warmup_epochs: int = 10
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    clip_norm: float = 0.0
+    bn_warmup_batches: int = 20
+    checkpoint_minutes: float = 10.0
