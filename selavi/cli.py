@@ -116,7 +116,9 @@ def evaluate(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path("selavi-demo"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.")] = Path(
+        "selavi-demo"
+    ),
     clips: Annotated[int, typer.Option(help="Number of clips to render.")] = 360,
     seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     workers: Workers = None,

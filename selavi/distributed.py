@@ -46,7 +46,7 @@ def is_main() -> bool:
 
 def shard(num_items: int) -> Tensor:
     """Indices of this rank's items: rank, rank + world size, ... (int64, ascending)."""
-    return torch.arange(rank(), num_items, world_size())
+    return torch.arange(num_items)[rank() :: world_size()]
 
 
 def gather_shards(local: Tensor, num_items: int, dim: int) -> Tensor:

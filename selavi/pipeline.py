@@ -66,9 +66,7 @@ def cluster(
     return run
 
 
-def label_features(
-    features: Path, out: Path, config: Config, *, resume: bool = False
-) -> RunFolder:
+def label_features(features: Path, out: Path, config: Config, *, resume: bool = False) -> RunFolder:
     """Label clips that another encoder has described: train heads only.
 
     Args:
@@ -238,7 +236,7 @@ def _label_heads(
         centre = predictions(
             model,
             loader,
-            batch_size=config.training.batch_size,
+            config=config.training,
             device=device,
             heads=torch.arange(labelling.num_heads),
             augment=False,
@@ -257,7 +255,7 @@ def _answers(
         return answers(
             model,
             loader,
-            batch_size=config.training.batch_size,
+            config=config.training,
             device=device,
             head=head,
             on_batch=advance,
@@ -284,7 +282,7 @@ def _check_sizes(config: Config, num_clips: int) -> None:
     num_clusters = config.labelling.num_clusters
     if num_clusters > num_clips:
         raise SelaviError(
-            f"--clusters is {num_clusters} and there are {num_clips} clips: give at most {num_clips}"
+            f"--clusters is {num_clusters} and there are {num_clips} clips: give fewer clusters"
         )
     if num_clips < 2 * distributed.world_size():
         raise SelaviError(f"{num_clips} clips are too few for {distributed.world_size()} processes")

@@ -54,7 +54,9 @@ def _lines(description: str, total: int) -> Advance:
         if now - last >= LINE_INTERVAL or (done >= total and now - start >= LINE_INTERVAL):
             last = now
             left = (now - start) / max(done, 1) * (total - done)
-            print(f"{description}: {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr)
+            print(
+                f"{description}: {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr
+            )
 
     return advance
 

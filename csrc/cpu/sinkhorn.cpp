@@ -150,12 +150,16 @@ Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_
     using Number = Compute<Storage>;
     constexpr auto kDtype = std::is_same_v<Number, double> ? ScalarType::Double : ScalarType::Float;
     for (int64_t b = 0; b < problems; ++b) {
+      const double* problem_weight = weight + b * n;
+      if (std::all_of(problem_weight, problem_weight + n, [](double c) { return c == 0.0; })) {
+        continue;  // a solver has finished with this problem
+      }
       for (int64_t origin = 0; origin < n; origin += kOverlapRows) {
         const int64_t stop = std::min(origin + kOverlapRows, n);
         Tensor rows = torch::stable::new_empty(v, {stop - origin, columns}, kDtype);
         auto* rows_data = static_cast<Number*>(rows.mutable_data_ptr());
         torch::stable::parallel_for(origin, stop, kMinBlockRows, [&](int64_t first, int64_t last) {
-          weighted_softmax_rows(matrix_of<Storage>(log_p, b), v_data + b * columns, weight + b * n,
+          weighted_softmax_rows(matrix_of<Storage>(log_p, b), v_data + b * columns, problem_weight,
                                 lam, first, last, origin, rows_data);
         });
         const Tensor product = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), rows);

@@ -83,7 +83,7 @@ def audio_view(waveform: Tensor, log_mel: LogMel, config: DataConfig, draw: Draw
     elif config.audio_norm == "band":
         mel = standardize(mel, (3,))
     else:
-        mel = (mel + 7) / 4  # about the mean and deviation of speech and music
+        mel = (mel + 4) / 4  # about the mean and deviation of recorded speech
     if draw is not None:
         u = draw("masks", 2 * (augment.frequency_masks + augment.time_masks))
         parts = _as(u, mel).split([2 * augment.frequency_masks, 2 * augment.time_masks], dim=1)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from selavi.errors import SelaviError
 
@@ -69,7 +68,7 @@ class DataConfig:
     win_ms: float = 20.0
     hop_ms: float = 10.0
     f_min: float = 0.0  # Hz, where the lowest filter begins
-    audio_norm: Literal["fixed", "clip", "band"] = "clip"  # (x + 7) / 4; or by each clip's own mean
+    audio_norm: Literal["fixed", "clip", "band"] = "clip"  # (x + 4) / 4; or by each clip's own mean
     # and deviation; or by those of each of its bands over time
 
     cache_seconds: float = 0.0  # decode once to disk, this much around each middle; 0 = never
@@ -133,26 +132,3 @@ class DataConfig:
     def video_channels(self) -> int:
         """Channels of the tensor that reaches the video encoder."""
         return self.channels * (1 if self.motion == "none" else 2)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested plain values (lists for tuples) for YAML and JSON."""
-        values = asdict(self)
-        values["augment"]["crop_scale"] = list(self.augment.crop_scale)
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DataConfig:
-        """The inverse of `to_dict`; missing keys keep their defaults, unknown ones are refused."""
-        values = dict(values)
-        augment = dict(values.pop("augment", {}))
-        _refuse_unknown(cls, values, "data")
-        _refuse_unknown(AugmentConfig, augment, "data.augment")
-        if "crop_scale" in augment:
-            augment["crop_scale"] = tuple(augment["crop_scale"])
-        return cls(**values, augment=AugmentConfig(**augment))
-
-
-def _refuse_unknown(cls: type, values: Mapping[str, Any], prefix: str) -> None:
-    known = {f.name for f in fields(cls)}
-    if unknown := sorted(set(values) - known):
-        raise SelaviError(f"{prefix}.{unknown[0]} is no setting: use one of {', '.join(known)}")

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from selavi.atomic import replacing
 from selavi.data.decode import (
     audio_stream,
     describe,
@@ -110,9 +111,8 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write parquet, atomically."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        pq.write_table(self.table, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            pq.write_table(self.table, temporary)
 
     @staticmethod
     def load(path: Path) -> Manifest:

@@ -28,7 +28,7 @@ def audio_encoder(config: ModelConfig, inputs: int) -> tuple[nn.Module, int]:
     if config.audio == "features":
         return features(inputs)
     if config.audio == "small":
-        return SmallAudioEncoder(inputs, config.audio_widths), 2 * config.audio_widths[-1]
+        return SmallAudioEncoder(inputs, config.audio_widths), 10 * config.audio_widths[-1]
     return _resnet9(inputs), 512
 
 
@@ -41,17 +41,20 @@ def _resnet9(channels: int) -> nn.Module:
 
 
 class SmallAudioEncoder(nn.Module):
-    """Residual 2D network on a spectrogram, pooled over time by its mean and its maximum.
+    """Residual 2D network on a spectrogram.
+
+    The embedding keeps a coarse layout of frequency and time: (B, 10 * widths[-1]).
 
     Args:
         channels: channels of the spectrograms.
         widths: channels of the stem and of each stage; each of them halves both axes.
     """
 
+    LAYOUT = (2, 5)
+
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            nn.BatchNorm2d(channels, affine=False),
             nn.Conv2d(channels, widths[0], 5, 2, 2, bias=False),
             nn.BatchNorm2d(widths[0]),
             nn.ReLU(inplace=True),
@@ -59,12 +62,13 @@ class SmallAudioEncoder(nn.Module):
         self.stages = nn.Sequential(
             *(ResidualBlock(before, after) for before, after in pairwise(widths))
         )
-        self.embedding_norm = nn.BatchNorm1d(2 * widths[-1])
+        self.embedding_norm = nn.BatchNorm1d(10 * widths[-1])
         kaiming_init(self)
 
     def forward(self, spectrograms: Tensor) -> Tensor:
-        over_time = self.stages(self.stem(spectrograms)).mean(2)
-        return self.embedding_norm(torch.cat([over_time.mean(2), over_time.amax(2)], 1))
+        x = spectrograms.contiguous(memory_format=torch.channels_last)
+        x = self.stages(self.stem(x))
+        return self.embedding_norm(F.adaptive_avg_pool2d(x, self.LAYOUT).flatten(1))
 
 
 class ResidualBlock(nn.Module):

@@ -27,7 +27,7 @@ def video_encoder(config: ModelConfig, inputs: int) -> tuple[nn.Module, int]:
     if config.video == "features":
         return features(inputs)
     if config.video == "small":
-        return SmallVideoEncoder(inputs, config.video_widths), config.video_widths[-1]
+        return SmallVideoEncoder(inputs, config.video_widths), 8 * config.video_widths[-1]
     return _r2plus1d_18(inputs), 512
 
 
@@ -44,57 +44,56 @@ def _r2plus1d_18(channels: int) -> nn.Module:
 
 
 class SmallVideoEncoder(nn.Module):
-    """Residual (2+1)D network for a few small frames, mean-pooled over time and space.
+    """Residual (2+1)D network for a few small frames.
+
+    The embedding keeps a coarse layout of time and space: (B, 8 * widths[-1]).
 
     Args:
         channels: channels of the frames.
         widths: channels of the stem and of each stage; every stage but the first halves the
-            picture and the time axis.
+            picture, the third and later ones also the time axis.
     """
+
+    LAYOUT = (2, 2, 2)
 
     def __init__(self, channels: int, widths: Sequence[int]) -> None:
         super().__init__()
-        self.input_norm = nn.BatchNorm3d(channels, affine=False)
         self.stem = nn.Sequential(
-            nn.Conv3d(2 * channels, widths[0], (3, 5, 5), (1, 2, 2), (1, 2, 2), bias=False),
+            nn.Conv3d(channels, widths[0], (5, 7, 7), (2, 4, 4), (2, 3, 3), bias=False),
             nn.BatchNorm3d(widths[0]),
             nn.ReLU(inplace=True),
-            nn.MaxPool3d((1, 2, 2), ceil_mode=True),
         )
         self.stages = nn.Sequential(
             *(
-                FactoredBlock(before, after, stride=1 if index == 0 else 2)
+                FactoredBlock(before, after, space=min(index + 1, 2), time=1 if index < 2 else 2)
                 for index, (before, after) in enumerate(pairwise(widths))
             )
         )
-        self.embedding_norm = nn.BatchNorm1d(widths[-1])
+        self.embedding_norm = nn.BatchNorm1d(8 * widths[-1])
         kaiming_init(self)
 
     def forward(self, clips: Tensor) -> Tensor:
-        frames = self.input_norm(clips)
-        # What moves is told apart from what is there: the second half is each frame's
-        # difference from the clip's mean, at a scale near the frame's own.
-        motion = 2 * (frames - frames.mean(2, keepdim=True))
-        features = self.stages(self.stem(torch.cat([frames, motion], 1)))
-        return self.embedding_norm(features.mean((2, 3, 4)))
+        x = clips.contiguous(memory_format=torch.channels_last_3d)
+        x = self.stages(self.stem(x))
+        return self.embedding_norm(F.adaptive_avg_pool3d(x, self.LAYOUT).flatten(1))
 
 
 class FactoredBlock(nn.Module):
     """3x3 convolution in space, then 3 in time, and a 1x1x1 shortcut."""
 
-    def __init__(self, before: int, after: int, *, stride: int) -> None:
+    def __init__(self, before: int, after: int, *, space: int, time: int) -> None:
         super().__init__()
         self.space = nn.Sequential(
-            nn.Conv3d(before, after, (1, 3, 3), (1, stride, stride), (0, 1, 1), bias=False),
+            nn.Conv3d(before, after, (1, 3, 3), (1, space, space), (0, 1, 1), bias=False),
             nn.BatchNorm3d(after),
             nn.ReLU(inplace=True),
         )
         self.time = nn.Sequential(
-            nn.Conv3d(after, after, (3, 1, 1), (stride, 1, 1), (1, 0, 0), bias=False),
+            nn.Conv3d(after, after, (3, 1, 1), (time, 1, 1), (1, 0, 0), bias=False),
             nn.BatchNorm3d(after),
         )
         self.shortcut = nn.Sequential(
-            nn.Conv3d(before, after, 1, stride, bias=False), nn.BatchNorm3d(after)
+            nn.Conv3d(before, after, 1, (time, space, space), bias=False), nn.BatchNorm3d(after)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Literal, Protocol
+from typing import Literal, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -98,7 +97,4 @@ def primitives(backend: str, tensor: Tensor) -> Primitives:
         raise RuntimeError(
             f"backend={backend!r} got a tensor on {tensor.device}; move it, or use backend='auto'"
         )
-    return _COMPILED
-
-
-_COMPILED = SimpleNamespace() if not _BUILT else torch.ops.selavi
+    return cast(Primitives, torch.ops.selavi)

@@ -37,7 +37,7 @@ class Problem:
     lam: float
 
     def evaluate(self, v: Tensor, lam: float, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Column masses (B, S, K) and f (B, S) at v (B, S, K); inactive problems cost nothing."""
+        """Column masses (B, S, K) and f (B, S) at v (B, S, K); inactive problems weigh nothing."""
         weight = self.row_marginal * active[:, None]
         mass, mean_logsumexp = self.primitives.sinkhorn_pass(self.log_p, v, weight, lam)
         return mass, (v * self.col_marginal[:, None]).sum(-1) - mean_logsumexp
@@ -94,8 +94,7 @@ def solve_newton(problem: Problem, v: Tensor, tol: float, max_iterations: int) -
     n_passes = torch.zeros_like(v[:, 0], dtype=torch.int64)
     state, good = try_at(lam, v, n_passes, min(_FIRST_TRY, max_iterations))
     for _ in range(_MAX_STAGES):
-        spent = int(state.n_passes.max())
-        if good or spent >= last:
+        if good or (spent := int(state.n_passes.max())) >= last:
             break
         lam /= _RAISE
         state, good = try_at(lam, v, state.n_passes, min(spent + _FIRST_TRY, last))

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 from torch import Tensor
 
+from selavi.atomic import replacing
 from selavi.errors import SelaviError
-from selavi.report.atomic import replacing
 
 if TYPE_CHECKING:
     from selavi.labelling.final import ClipLabels

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from selavi import distributed
+from selavi.atomic import replacing
 from selavi.data.manifest import Manifest
 from selavi.errors import SelaviError
-from selavi.report.atomic import replacing
 from selavi.report.label_table import label_table, write_label_table
 
 if TYPE_CHECKING:

@@ -1,28 +1,23 @@
 """Checkpoints that are whole or absent, and that cannot execute code when loaded."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from selavi.atomic import replacing
 from selavi.errors import SelaviError
 
 FORMAT = 1
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and plain values to `path` atomically: a crash leaves the former file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        raise SelaviError(f"cannot write {path}: {error}; free space or choose another --out") from None
+    """Write tensors and plain values to `path`; a crash leaves the former file."""
+    with replacing(path) as temporary:
+        try:
+            torch.save({"format": FORMAT, **content}, temporary)
+        except RuntimeError as error:  # torch's way of telling that the disk is full
+            raise OSError(str(error).splitlines()[0]) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How the encoders are trained, as plain values."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class TrainingConfig:
         lr_schedule: after the warm-up ``constant``, or ``cosine`` down to zero.
         warmup_epochs: linear warm-up of the learning rate.
         momentum, weight_decay: of SGD.
+        precision: of the encoders' arithmetic: ``float32``, ``bfloat16`` (autocast), or ``auto``:
+            bfloat16 where the device multiplies it in hardware.
         clip_norm: largest gradient norm; 0 switches clipping off.
         bn_warmup_batches: batches that set BatchNorm's statistics before the first round.
         checkpoint_minutes: time between checkpoints within an epoch; every epoch's end and every
@@ -23,10 +26,11 @@ class TrainingConfig:
     epochs: int = 200
     batch_size: int = 16
     lr: float = 0.01
-    lr_schedule: str = "constant"
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     warmup_epochs: int = 10
     momentum: float = 0.9
     weight_decay: float = 1e-5
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     clip_norm: float = 0.0
     bn_warmup_batches: int = 20
     checkpoint_minutes: float = 10.0

@@ -11,11 +11,14 @@ from selavi import distributed
 from selavi.data.loader import ClipLoader
 from selavi.models.audio_visual import AudioVisualModel
 from selavi.training.batches import inputs, presence
+from selavi.training.config import TrainingConfig
 
 
-def autocast(device: torch.device) -> AbstractContextManager[None]:
-    """bfloat16 arithmetic on a GPU, the tensors' own elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The arithmetic that `TrainingConfig.precision` names."""
+    hardware = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    enabled = precision == "bfloat16" or (precision == "auto" and hardware)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 @torch.no_grad()
@@ -23,29 +26,65 @@ def predictions(
     model: AudioVisualModel,
     loader: ClipLoader,
     *,
-    batch_size: int,
+    config: TrainingConfig,
     device: torch.device,
     heads: Tensor,
     augment: bool,
     draw: int = 0,
     on_batch: Callable[[int], None] = lambda count: None,
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
-    """Logits of this rank's clips: (index (B,), one (len(heads), B, K) a modality, presence (M, B)).
+    """Logits of this rank's clips, in batches.
 
-    The model runs in evaluation mode and is left in the mode it was in between batches.
+    Yields (index (B,), one (len(heads), B, K) a modality, presence (modalities, B) bool). The model runs in evaluation mode and is left in the mode it was in between batches.
     """
     shard = distributed.shard(loader.num_clips)
-    for batch in loader.batches(shard, batch_size=batch_size, augment=augment, draw=draw):
+    for batch in loader.batches(shard, batch_size=config.batch_size, augment=augment, draw=draw):
         batch = batch.to(device)
         was_training = model.training
         model.eval()
-        with autocast(device):
+        with autocast(device, config.precision):
             logits = model(**inputs(batch, model.modalities))
         model.train(was_training)
         chosen = [values[heads.to(device)].float() for values in logits.values()]
         present = torch.stack(list(presence(batch, logits).values()))
         yield batch.index, chosen, present
         on_batch(len(batch.index))
+
+
+@torch.no_grad()
+def hidden_features(
+    model: AudioVisualModel,
+    loader: ClipLoader,
+    clips: Tensor,
+    *,
+    config: TrainingConfig,
+    device: torch.device,
+    on_batch: Callable[[int], None] = lambda count: None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the heads' output layers see of the centre views of `clips` (M,).
+
+    Each rank reads its share and gets all: modality -> (H, M, D), and modality -> (M,) presence.
+    """
+    was_training = model.training
+    model.eval()
+    hidden: dict[str, list[Tensor]] = {}
+    present: dict[str, list[Tensor]] = {}
+    mine = clips[distributed.shard(len(clips))]
+    for batch in loader.batches(mine, batch_size=config.batch_size, augment=False, draw=0):
+        batch = batch.to(device)
+        with autocast(device, config.precision):
+            embeddings = model.embed(**inputs(batch, model.modalities))
+            for modality, values in embeddings.items():
+                features = model.heads[modality].hidden(values).float()
+                hidden.setdefault(modality, []).append(features)
+        for modality, has in presence(batch, embeddings).items():
+            present.setdefault(modality, []).append(has)
+        on_batch(len(batch.index))
+    model.train(was_training)
+    return (
+        {m: distributed.gather_shards(torch.cat(h, 1), len(clips), 1) for m, h in hidden.items()},
+        {m: distributed.gather_shards(torch.cat(h), len(clips), 0) for m, h in present.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -68,7 +107,7 @@ def answers(
     model: AudioVisualModel,
     loader: ClipLoader,
     *,
-    batch_size: int,
+    config: TrainingConfig,
     device: torch.device,
     head: int,
     on_batch: Callable[[int], None] = lambda count: None,
@@ -77,9 +116,9 @@ def answers(
     model.eval()
     parts: dict[tuple[str, str], list[Tensor]] = {}
     shard = distributed.shard(loader.num_clips)
-    for batch in loader.batches(shard, batch_size=batch_size, augment=False, draw=0):
+    for batch in loader.batches(shard, batch_size=config.batch_size, augment=False, draw=0):
         batch = batch.to(device)
-        with autocast(device):
+        with autocast(device, config.precision):
             embeddings = model.embed(**inputs(batch, model.modalities))
             logits = model.classify(embeddings)
         present = presence(batch, logits)

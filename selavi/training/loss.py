@@ -4,7 +4,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def multi_head_loss(logits: dict[str, Tensor], labels: Tensor, present: dict[str, Tensor]) -> Tensor:
+def multi_head_loss(
+    logits: dict[str, Tensor], labels: Tensor, present: dict[str, Tensor]
+) -> Tensor:
     """Mean over modalities, heads and clips of the cross-entropy against the labels (paper eq. 1).
 
     Args:

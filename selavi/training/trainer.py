@@ -17,17 +17,20 @@ from selavi.data.loader import Batch, ClipLoader
 from selavi.errors import SelaviError
 from selavi.labelling.alignment import align_modalities, alignment_cost
 from selavi.labelling.assignment import Assignment, clustering_round, head_groups
+from selavi.labelling.prototypes import prototype_outputs
 from selavi.labelling.schedule import round_steps
 from selavi.models.audio_visual import AudioVisualModel
 from selavi.training.batches import EpochOrder, inputs, presence
 from selavi.training.checkpoint import load_checkpoint, save_checkpoint
-from selavi.training.inference import autocast, predictions
+from selavi.training.inference import autocast, hidden_features, predictions
 from selavi.training.interruption import Interrupted, InterruptionFlag
 from selavi.training.loss import multi_head_loss
 
 #: Draw numbers keep the augmentations of training, preparation and clustering rounds apart.
 PREPARATION_DRAW = 1_000_000
 FIRST_ROUND_DRAW = 2_000_000
+#: Clips that prototypes are drawn from, at most: their features are held in memory.
+PROTOTYPE_CLIPS = 10_000
 #: Steps between two looks at the loss: each look waits for the device.
 LOSS_INTERVAL = 10
 
@@ -122,13 +125,37 @@ class Trainer:
             for batch in self.loader.batches(
                 indices, batch_size=self.order.batch_size, augment=True, draw=PREPARATION_DRAW
             ):
-                with autocast(self.device):
+                with autocast(self.device, self.config.training.precision):
                     self.replica(**inputs(batch.to(self.device), self.model.modalities))
-        self._share_buffers()
+        self._share_statistics()
+        if self.config.labelling.initialization == "prototypes":
+            self._start_from_prototypes()
         if self.config.labelling.alignment and len(self.model.modalities) == 2:
             self._align()
         self.prepared = True
         self.save()
+
+    def _start_from_prototypes(self) -> None:
+        order = torch.randperm(
+            self.loader.num_clips, generator=torch.Generator().manual_seed(self.config.seed)
+        )
+        some = order[:PROTOTYPE_CLIPS].sort().values
+        with progress.task("choosing prototypes", len(distributed.shard(len(some)))) as advance:
+            hidden, present = hidden_features(
+                self.model,
+                self.loader,
+                some,
+                config=self.config.training,
+                device=self.device,
+                on_batch=advance,
+            )
+        outputs = prototype_outputs(
+            hidden, present, self.prior, self.config.labelling, self.config.seed
+        )
+        for modality, (weight, bias) in outputs.items():
+            self.model.heads[modality].set_outputs(
+                distributed.broadcast(weight), distributed.broadcast(bias)
+            )
 
     def _align(self) -> None:
         heads, clusters = self.config.labelling.num_heads, self.config.labelling.num_clusters
@@ -149,7 +176,7 @@ class Trainer:
             labelling.num_heads, labelling, seed=self.config.seed, round_=self.rounds
         )
         first_draw = FIRST_ROUND_DRAW + self.rounds * len(groups) * labelling.views
-        self._share_buffers()
+        self._share_statistics()
         total = len(groups) * labelling.views * self._shard_size()
         with progress.task(f"clustering round {self.rounds + 1}", total) as advance:
             result = clustering_round(
@@ -170,7 +197,7 @@ class Trainer:
         for prediction in predictions(
             self.model,
             self.loader,
-            batch_size=self.order.batch_size,
+            config=self.config.training,
             device=self.device,
             heads=heads,
             augment=True,
@@ -208,7 +235,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         modalities = self.model.modalities
-        with autocast(self.device):
+        with autocast(self.device, self.config.training.precision):
             logits = self.replica(**inputs(batch, modalities))
         labels = self.labels[:, batch.index.to(self.labels.device)]
         loss = multi_head_loss(logits, labels, presence(batch, modalities))
@@ -229,7 +256,9 @@ class Trainer:
         losses = torch.stack(self._losses)
         self._losses.clear()
         if distributed.any_rank(not bool(losses.isfinite().all()), self.device):
-            kept = f"{self.checkpoint} keeps the last good state" if self.rounds else "nothing saved"
+            kept = (
+                f"{self.checkpoint} keeps the last good state" if self.rounds else "nothing saved"
+            )
             raise SelaviError(
                 f"training diverged by step {self.step}: the loss is not finite; {kept}; "
                 "use a smaller training.lr or a training.clip_norm"
@@ -246,7 +275,8 @@ class Trainer:
             return lr * (self.step + 1) / (training.warmup_epochs * self.order.steps)
         if training.lr_schedule == "constant":
             return lr
-        done = (epoch - training.warmup_epochs) / (training.epochs - training.warmup_epochs)
+        left = max(training.epochs - training.warmup_epochs, 1)
+        done = (epoch - training.warmup_epochs) / left
         return lr * 0.5 * (1 + math.cos(math.pi * done))
 
     def _step_seed(self) -> int:
@@ -255,7 +285,7 @@ class Trainer:
     def _shard_size(self) -> int:
         return len(distributed.shard(self.loader.num_clips))
 
-    def _share_buffers(self) -> None:
+    def _share_statistics(self) -> None:
         """Without SyncBatchNorm each process has statistics of its own: rank 0's count."""
         for buffer in self.model.buffers():
             distributed.broadcast(buffer)

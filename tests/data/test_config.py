@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from selavi.data.config import AugmentConfig, DataConfig
@@ -14,12 +12,6 @@ def test_the_defaults_are_the_papers():
     assert config.window_seconds == 1.0 and config.span_seconds == 2.0
 
 
-def test_plain_values_there_and_back():
-    config = DataConfig(num_frames=8, augment=AugmentConfig(crop_scale=(0.5, 0.9), flip=False))
-    assert DataConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    assert DataConfig.from_dict({}) == DataConfig()
-
-
 @pytest.mark.parametrize(
     "values, words",
     [
@@ -28,11 +20,9 @@ def test_plain_values_there_and_back():
         ({"motion": "fast"}, "data.motion is 'fast'"),
         ({"win_ms": 100.0}, "raise n_fft"),
         ({"cache_seconds": 1.0}, "data.cache_seconds 1.0"),
-        ({"augment": {"crop_scale": [0.9, 0.5]}}, "crop_scale"),
-        ({"augment": {"blurr": 1}}, "data.augment.blurr"),
-        ({"frames": 3}, "data.frames"),
+        ({"augment": AugmentConfig(crop_scale=(0.9, 0.5))}, "crop_scale"),
     ],
 )
 def test_bad_values_are_named(values, words):
     with pytest.raises(SelaviError, match=words):
-        DataConfig.from_dict(values)
+        DataConfig(**values)

@@ -1,5 +1,6 @@
 import shutil
 import threading
+from dataclasses import replace
 from itertools import count
 
 import numpy as np
@@ -19,7 +20,7 @@ CONFIG = DataConfig(
         equalizer_db=2.0, frequency_stretch=0.1, video_stretch=0.1, time_shift=0.1,
     ),
 )  # fmt: skip
-CACHED = DataConfig.from_dict({**CONFIG.to_dict(), "cache_seconds": 1.0, "cache_fps": 20.0})
+CACHED = replace(CONFIG, cache_seconds=1.0, cache_fps=20.0)
 NAMES = ("a/good.mp4", "mute.mp4", "sound.m4a", "odd.mkv", "variable.mp4", "-dash.mp4")
 
 

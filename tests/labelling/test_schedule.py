@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from selavi.labelling.schedule import round_steps
@@ -5,7 +7,7 @@ from selavi.labelling.schedule import round_steps
 
 def test_dense_early_sparse_late() -> None:
     steps = round_steps(1000, 10)
-    gaps = [after - before for before, after in zip(steps, steps[1:], strict=False)]
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
     assert steps[0] == 0 and steps[-1] < 1000 and len(steps) == 10
     assert gaps == sorted(gaps)
 

@@ -15,7 +15,12 @@ from selavi.report.run_folder import RunFolder
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_torchrun_labels(processes: int, feature_file: Path, tmp_path: Path) -> None:
-    settings = "training.epochs=6 training.batch_size=20 labelling.rounds=5 model.hidden=64".split()
+    settings = [
+        "training.epochs=15",
+        "training.batch_size=20",
+        "labelling.rounds=8",
+        "model.hidden=64",
+    ]
     options = [part for setting in settings for part in ("--set", setting)]
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),

@@ -46,7 +46,10 @@ BREAKS = {
         "count_calls(trainer, 'predictions', 8, lambda: kill(signal.SIGKILL))",
         -9,
     ),
-    "while writing a checkpoint": ("count_calls(os, 'fsync', 14, lambda: kill(signal.SIGKILL))", -9),
+    "while writing a checkpoint": (
+        "count_calls(os, 'fsync', 14, lambda: kill(signal.SIGKILL))",
+        -9,
+    ),
     "asked by SIGTERM": (
         "count_calls(trainer.Trainer, '_train_step', 14, lambda: kill(signal.SIGTERM))",
         75,
@@ -56,7 +59,7 @@ BREAKS = {
         75,
     ),
 }
-SETTINGS = "training.epochs=6 training.batch_size=40 labelling.rounds=6 model.hidden=32".split()
+SETTINGS = ["training.epochs=6", "training.batch_size=40", "labelling.rounds=6", "model.hidden=32"]
 
 
 def run(features: Path, out: Path, breaks_in: str = "", *extra: str) -> subprocess.CompletedProcess:

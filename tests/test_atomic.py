@@ -2,8 +2,8 @@ import os
 
 import pytest
 
+from selavi.atomic import replacing
 from selavi.errors import SelaviError
-from selavi.report.atomic import replacing
 
 
 def test_the_new_file_takes_the_old_ones_place(tmp_path):

@@ -1,0 +1,36 @@
+"""The choice of a backend."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from selavi.ops import _definition, _library, backends, sinkhorn
+
+LOG_P = torch.zeros(4, 2)
+
+
+def test_a_missing_extension_is_told_and_auto_uses_the_definition(monkeypatch):
+    monkeypatch.setattr(_library, "_BUILT", False)
+    assert backends()["cpu"].startswith("not built")
+    assert _library.primitives("auto", LOG_P) is _definition
+    with pytest.raises(RuntimeError, match="backend='cpu' is not built: install selavi with"):
+        sinkhorn(LOG_P, backend="cpu")
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_backend_refuses_tensors_elsewhere():
+    with pytest.raises(RuntimeError, match="backend='cpu' got a tensor on meta"):
+        _library.primitives("cpu", LOG_P.to("meta"))
+
+
+def test_the_operators_import_torch_and_nothing_of_the_system():
+    code = (
+        "import sys, selavi.ops; "
+        "print(sorted(m for m in sys.modules if m.startswith('selavi') and 'ops' not in m))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.strip() == "['selavi']"
