@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def cluster(
     _check_sizes(config, len(names))
     if distributed.is_main():
         run.write_manifest(manifest, resume=resume)
+    durations = manifest.usable().table["duration"].to_numpy()
+    config = replace(config, data=config.data.fitted(durations))
     loader = load_clips(manifest, videos, config, workers, device)
     train_and_label(loader, names, config, run, device)
     return run

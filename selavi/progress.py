@@ -25,20 +25,19 @@ def say(message: str) -> None:
 
 @contextmanager
 def task(description: str, total: int) -> Iterator[Advance]:
-    """Show the progress of `total` items; the value is advance(count=1, note="")."""
+    """Show the progress of `total` items; the value is advance(count=1). Tasks may nest."""
     if not distributed.is_main():
-        yield lambda count=1, note="": None
+        yield lambda count=1: None
     elif console.is_terminal:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task(description, total=total, note="")
-            yield lambda count=1, note="": progress.update(bar, advance=count, note=note)
+            bar = progress.add_task(description, total=total)
+            yield lambda count=1: progress.update(bar, advance=count)
     else:
         yield _lines(description, total)
 
@@ -47,16 +46,14 @@ def _lines(description: str, total: int) -> Advance:
     start = last = time.monotonic()
     done = 0
 
-    def advance(count: int = 1, note: str = "") -> None:
+    def advance(count: int = 1) -> None:
         nonlocal last, done
         done += count
         now = time.monotonic()
         if now - last >= LINE_INTERVAL or (done >= total and now - start >= LINE_INTERVAL):
             last = now
             left = (now - start) / max(done, 1) * (total - done)
-            print(
-                f"{description}: {done}/{total}, {left:.0f} s left {note}".rstrip(), file=sys.stderr
-            )
+            print(f"{description}: {done}/{total}, {left:.0f} s left", file=sys.stderr)
 
     return advance
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
+
+import numpy as np
 
 from selavi.errors import SelaviError
 
@@ -73,6 +75,8 @@ class DataConfig:
 
     cache_seconds: float = 0.0  # decode once to disk, this much around each middle; 0 = never
     cache_fps: float = 0.0  # frames a second in the cache; 0 = fps
+    fit_seconds: float = 0.0  # make the frames' window as long as the median clip, at most this;
+    # fps, audio_seconds and cache_seconds scale with it. 0 = take them as they are
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
@@ -104,6 +108,24 @@ class DataConfig:
             raise SelaviError(
                 f"data.augment.crop_scale is {low}, {high}: give 0 < low <= high <= 1"
             )
+
+    def fitted(self, durations: np.ndarray) -> DataConfig:
+        """The same with windows that suit clips of these lengths (N,) in seconds; see fit_seconds.
+
+        Fitting is done once: the result has fit_seconds 0.
+        """
+        if not self.fit_seconds:
+            return self
+        window = float(np.clip(np.median(durations), self.hop_ms / 1000, self.fit_seconds))
+        factor = window / self.window_seconds
+        return replace(
+            self,
+            fps=self.fps / factor,
+            audio_seconds=self.audio_seconds * factor,
+            cache_seconds=self.cache_seconds * factor,
+            cache_fps=self.cache_fps / factor,
+            fit_seconds=0.0,
+        )
 
     @property
     def window_seconds(self) -> float:

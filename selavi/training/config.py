@@ -10,6 +10,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the collection.
+        min_steps: a small collection is passed over more often, until this many steps are done.
         batch_size: clips a step and process.
         lr: learning rate a process; multiplied by the number of processes.
         lr_schedule: after the warm-up ``constant``, or ``cosine`` down to zero.
@@ -24,6 +25,7 @@ class TrainingConfig:
     """
 
     epochs: int = 200
+    min_steps: int = 0
     batch_size: int = 16
     lr: float = 0.01
     lr_schedule: Literal["constant", "cosine"] = "constant"

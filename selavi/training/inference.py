@@ -9,6 +9,7 @@ from torch import Tensor
 
 from selavi import distributed
 from selavi.data.loader import ClipLoader
+from selavi.labelling.prototypes import HiddenFeatures
 from selavi.models.audio_visual import AudioVisualModel
 from selavi.training.batches import inputs, presence
 from selavi.training.config import TrainingConfig
@@ -35,7 +36,8 @@ def predictions(
 ) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
     """Logits of this rank's clips, in batches.
 
-    Yields (index (B,), one (len(heads), B, K) a modality, presence (modalities, B) bool). The model runs in evaluation mode and is left in the mode it was in between batches.
+    Yields (index (B,), one (len(heads), B, K) a modality, presence (modalities, B) bool). The
+    model runs in evaluation mode, and between batches is in the mode it was in.
     """
     shard = distributed.shard(loader.num_clips)
     for batch in loader.batches(shard, batch_size=config.batch_size, augment=augment, draw=draw):
@@ -59,32 +61,34 @@ def hidden_features(
     *,
     config: TrainingConfig,
     device: torch.device,
+    draw: int,
     on_batch: Callable[[int], None] = lambda count: None,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the heads' output layers see of the centre views of `clips` (M,).
-
-    Each rank reads its share and gets all: modality -> (H, M, D), and modality -> (M,) presence.
-    """
-    was_training = model.training
+) -> dict[str, HiddenFeatures]:
+    """What the heads' output layers see of `clips` (M,); each rank reads its share and gets all."""
     model.eval()
-    hidden: dict[str, list[Tensor]] = {}
-    present: dict[str, list[Tensor]] = {}
     mine = clips[distributed.shard(len(clips))]
-    for batch in loader.batches(mine, batch_size=config.batch_size, augment=False, draw=0):
-        batch = batch.to(device)
-        with autocast(device, config.precision):
-            embeddings = model.embed(**inputs(batch, model.modalities))
-            for modality, values in embeddings.items():
-                features = model.heads[modality].hidden(values).float()
-                hidden.setdefault(modality, []).append(features)
-        for modality, has in presence(batch, embeddings).items():
-            present.setdefault(modality, []).append(has)
-        on_batch(len(batch.index))
-    model.train(was_training)
-    return (
-        {m: distributed.gather_shards(torch.cat(h, 1), len(clips), 1) for m, h in hidden.items()},
-        {m: distributed.gather_shards(torch.cat(h), len(clips), 0) for m, h in present.items()},
-    )
+    parts: dict[str, tuple[list[Tensor], ...]] = {m: ([], [], []) for m in model.modalities}
+    for view, augment in enumerate((False, True)):
+        for batch in loader.batches(mine, batch_size=config.batch_size, augment=augment, draw=draw):
+            batch = batch.to(device)
+            with autocast(device, config.precision):
+                embeddings = model.embed(**inputs(batch, model.modalities))
+                for modality, values in embeddings.items():
+                    features = model.heads[modality].hidden(values).float()
+                    parts[modality][view].append(features)
+            if not augment:
+                for modality, has in presence(batch, embeddings).items():
+                    parts[modality][2].append(has)
+            on_batch(len(batch.index))
+    return {
+        modality: HiddenFeatures(
+            *(
+                distributed.gather_shards(torch.cat(tensors, dim), len(clips), dim)
+                for tensors, dim in zip(lists, (1, 1, 0), strict=True)
+            )
+        )
+        for modality, lists in parts.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,10 @@ class Trainer:
         self.device = device
         self.checkpoint = folder / "checkpoint.pt"
         self.order = EpochOrder(loader.num_clips, config.training.batch_size, config.seed)
-        self.total_steps = config.training.epochs * self.order.steps
+        self.epochs = max(
+            config.training.epochs, math.ceil(config.training.min_steps / self.order.steps)
+        )
+        self.total_steps = self.epochs * self.order.steps
         self.due = round_steps(
             self.total_steps, config.labelling.rounds, config.labelling.schedule_power
         )
@@ -96,7 +99,7 @@ class Trainer:
             total = len(self.due) + self.total_steps
             with progress.task("training", total) as self._advance:
                 self._advance(self.step + self.rounds)
-                for epoch in range(self.step // self.order.steps, self.config.training.epochs):
+                for epoch in range(self.step // self.order.steps, self.epochs):
                     self._epoch(epoch)
         if self.writer:
             self.writer.close()
@@ -140,18 +143,18 @@ class Trainer:
             self.loader.num_clips, generator=torch.Generator().manual_seed(self.config.seed)
         )
         some = order[:PROTOTYPE_CLIPS].sort().values
-        with progress.task("choosing prototypes", len(distributed.shard(len(some)))) as advance:
-            hidden, present = hidden_features(
+        total = 2 * len(distributed.shard(len(some)))
+        with progress.task("choosing prototypes", total) as advance:
+            hidden = hidden_features(
                 self.model,
                 self.loader,
                 some,
                 config=self.config.training,
                 device=self.device,
+                draw=PREPARATION_DRAW + 2,
                 on_batch=advance,
             )
-        outputs = prototype_outputs(
-            hidden, present, self.prior, self.config.labelling, self.config.seed
-        )
+        outputs = prototype_outputs(hidden, self.prior, self.config.labelling, self.config.seed)
         for modality, (weight, bias) in outputs.items():
             self.model.heads[modality].set_outputs(
                 distributed.broadcast(weight), distributed.broadcast(bias)
@@ -275,7 +278,7 @@ class Trainer:
             return lr * (self.step + 1) / (training.warmup_epochs * self.order.steps)
         if training.lr_schedule == "constant":
             return lr
-        left = max(training.epochs - training.warmup_epochs, 1)
+        left = max(self.epochs - training.warmup_epochs, 1)
         done = (epoch - training.warmup_epochs) / left
         return lr * 0.5 * (1 + math.cos(math.pi * done))
 

@@ -15,9 +15,11 @@ from selavi.report.run_folder import RunFolder
 
 FAST = [
     *("data.num_frames=4", "data.fps=8", "data.frame_size=24", "data.decode_size=28"),
-    *("data.audio_seconds=0.5", "data.cache_seconds=0.6", "data.n_mels=32"),
+    *("data.audio_seconds=0.5", "data.cache_seconds=0.6", "data.fit_seconds=0"),
+    "data.n_mels=32",
     *("model.video_widths=[8,16]", "model.audio_widths=[8,16]", "model.hidden=32"),
     *("labelling.rounds=3", "training.epochs=2", "training.batch_size=16"),
+    "training.min_steps=0",
 ]
 
 
