@@ -32,8 +32,8 @@ Settings = Annotated[
     typer.Option("--set", help="Change a setting: key=value, e.g. labelling.alignment=false."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of all randomness. [0]")]
-Workers = Annotated[int | None, typer.Option(help="Processes that read files. [one a CPU]")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of all randomness. [0]")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read files. [one a CPU]")]
 
 
 @app.command()
@@ -83,15 +83,18 @@ def label(
 def assign(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     videos: Annotated[Path, typer.Argument(help="Folder of videos to label.")],
-    out: Out,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder to write. [RUN/assigned]")
+    ] = None,
     workers: Workers = None,
 ) -> None:
     """Label new videos with a finished run, without training."""
     from selavi import pipeline
     from selavi.report.run_folder import RunFolder
 
-    pipeline.assign(RunFolder(run), videos, out, workers=workers)
-    _say_written(out)
+    target = out or run / "assigned"
+    pipeline.assign(RunFolder(run), videos, target, workers=workers)
+    _say_written(target)
 
 
 @app.command()
@@ -120,7 +123,7 @@ def demo(
         "selavi-demo"
     ),
     clips: Annotated[int, typer.Option(help="Number of clips to render.")] = 360,
-    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of all randomness.")] = 0,
     workers: Workers = None,
 ) -> None:
     """Render a small audio-visual collection, label it, and compare with its known classes."""
@@ -130,20 +133,26 @@ def demo(
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 done, 2 a mistake in the input, 75 interrupted and resumable."""
-    from selavi import distributed
-    from selavi.training.interruption import EXIT_INTERRUPTED, Interrupted
+    """Entry point. Exit codes: 0 done, 2 a mistake in the input, 75 interrupted and resumable.
 
+    Under torchrun these are the codes of each process; torchrun's own is 1 for any of them.
+    """
+    from selavi import distributed
+    from selavi.training.interruption import EXIT_INTERRUPTED, Interrupted, interruptible
+
+    code: int | None = None
     try:
-        app()
+        with interruptible():
+            app()
     except SelaviError as error:
-        print(f"selavi: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        message, code = f"error: {error}", 2
     except Interrupted:
-        print("selavi: interrupted; --resume continues the run", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    finally:
-        distributed.shutdown()
+        message, code = "interrupted; --resume continues the run", EXIT_INTERRUPTED
+    if code is not None and distributed.is_main():
+        print(f"selavi: {message}", file=sys.stderr)
+    distributed.shutdown()
+    if code is not None:
+        sys.exit(code)
 
 
 def _version(value: bool) -> None:

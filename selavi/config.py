@@ -83,12 +83,18 @@ def _read_preset(preset: str) -> dict[str, Any]:
     if preset in preset_names():
         text = resources.files("selavi.presets").joinpath(f"{preset}.yaml").read_text()
     elif Path(preset).is_file():
-        text = Path(preset).read_text()
+        try:
+            text = Path(preset).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SelaviError(f"cannot read the preset {preset}: {error}") from None
     else:
         raise SelaviError(
             f"no preset {preset!r}: use one of {', '.join(preset_names())} or a YAML file"
         )
-    values = yaml.safe_load(text)
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SelaviError(f"the preset {preset} is not valid YAML") from None
     if not isinstance(values, dict):
         raise SelaviError(f"the preset {preset} is not a mapping of settings")
     return values
@@ -130,7 +136,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
         raise SelaviError(f"{key} is {value!r}: use one of {', '.join(map(str, choices))}")
     if origin in (tuple, Sequence):
         if isinstance(value, list | tuple):
-            return tuple(value)
+            kind = typing.get_args(hint)[0]
+            return tuple(_convert(kind, item, key) for item in value)
         raise SelaviError(f"{key} is {value!r}: give a list")
     if origin in (typing.Union, types.UnionType):
         return value

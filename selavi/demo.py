@@ -5,7 +5,8 @@ from pathlib import Path
 from selavi import pipeline, progress
 from selavi.config import load_config
 from selavi.data.demo import CLASSES, render_demo
-from selavi.evaluation.evaluate import evaluate_run, print_metrics
+from selavi.errors import SelaviError
+from selavi.evaluation.evaluate import evaluate_run, print_metrics, read_truth
 
 PRESET = "tiny"
 
@@ -19,6 +20,8 @@ def run_demo(out: Path, *, num_clips: int, seed: int, workers: int | None = None
     if not truth.exists():
         with progress.counted("rendering") as on_progress:
             render_demo(videos, num_clips=num_clips, seed=seed, on_progress=on_progress)
+    elif (found := len(read_truth(truth))) != num_clips:
+        raise SelaviError(f"{out} holds a demo of {found} clips: choose another --out")
     config = load_config(
         PRESET,
         changes={

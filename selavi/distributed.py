@@ -5,6 +5,7 @@ Every function is a no-op or the identity in a single process, so callers have o
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -22,7 +23,9 @@ def initialize() -> torch.device:
     if use_cuda:
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if use_cuda else "gloo")
+        # Both, because results are gathered on the CPU. Others wait while one process scans.
+        backend = "cpu:gloo,cuda:nccl" if use_cuda else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))
     return device
 
 
@@ -33,7 +36,7 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
@@ -86,6 +89,14 @@ def any_rank(flag: bool, device: torch.device) -> bool:
     if world_size() == 1:
         return flag
     return bool(sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
+
+
+def from_main(job: Callable[[], T]) -> T:
+    """What `job` gives on rank 0, on every rank."""
+    result = [job() if is_main() else None]
+    if world_size() > 1:
+        dist.broadcast_object_list(result)
+    return result[0]  # type: ignore[return-value]
 
 
 def main_first(job: Callable[[], T]) -> T:

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,14 @@ from selavi.data.loader import ClipLoader, FeatureLoader, open_loader
 from selavi.data.manifest import Manifest, scan
 from selavi.errors import SelaviError
 from selavi.evaluation.baselines import baselines
-from selavi.labelling.assignment import Assignment, mean_log_softmax
 from selavi.labelling.assignment import assign as solve_assignment
-from selavi.labelling.final import ClipLabels, label_clips, solve_potentials
+from selavi.labelling.final import ClipLabels, joint_log_p, label_clips, solve_labellings
 from selavi.labelling.priors import make_prior
 from selavi.labelling.selection import head_agreement
 from selavi.models.audio_visual import AudioVisualModel
 from selavi.report.run_folder import RunFolder
 from selavi.training.checkpoint import load_checkpoint
-from selavi.training.inference import Answers, answers, predictions
+from selavi.training.inference import Description, classify, describe
 from selavi.training.trainer import Trainer
 
 
@@ -35,6 +33,12 @@ def cache_folder() -> Path:
     if named := os.environ.get("SELAVI_CACHE"):
         return Path(named)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "selavi"
+
+
+def reading_processes() -> int:
+    """This machine's CPUs, shared between the processes that train on it."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, len(os.sched_getaffinity(0)) // local)
 
 
 def cluster(
@@ -47,15 +51,17 @@ def cluster(
         out: created; a run that is already in it is refused unless `resume` continues it.
         config: from `selavi.config.load_config`.
         resume: continue the run in `out`, or start it if there is none.
-        workers: processes that read files; default one a CPU.
+        workers: processes that read files; default one a CPU, shared by the processes that train.
 
     Raises:
         SelaviError: unusable input, told in one line.
         selavi.training.interruption.Interrupted: a signal came; resume later.
     """
     device = distributed.initialize()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or reading_processes()
     _check_config(config)
+    if "features" in (config.model.video, config.model.audio):
+        raise SelaviError("the preset is made for features: use `selavi label`, or another preset")
     run = RunFolder.open(out, config_to_dict(config), resume=resume)
     manifest = scan_collection(videos, workers)
     names = manifest.usable().table["path"].to_pylist()
@@ -65,7 +71,7 @@ def cluster(
     durations = manifest.usable().table["duration"].to_numpy()
     config = replace(config, data=config.data.fitted(durations))
     loader = load_clips(manifest, videos, config, workers, device)
-    train_and_label(loader, names, config, run, device)
+    train_and_label(loader, names, config, run, device, fingerprint=_fingerprint(names))
     return run
 
 
@@ -78,11 +84,14 @@ def label_features(features: Path, out: Path, config: Config, *, resume: bool = 
     """
     device = distributed.initialize()
     _check_config(config)
+    if (config.model.video, config.model.audio) != ("features", "features"):
+        raise SelaviError("the settings are not made for features: use `selavi cluster`")
     video, audio, names = read_features(features)
     loader = FeatureLoader(video, audio, device=device)
     _check_sizes(config, loader.num_clips)
     run = RunFolder.open(out, config_to_dict(config), resume=resume)
-    train_and_label(loader, names, config, run, device)
+    arrays = [x.numpy() for x in (video, audio) if x is not None]
+    train_and_label(loader, names, config, run, device, fingerprint=_fingerprint(names, *arrays))
     return run
 
 
@@ -92,7 +101,7 @@ def assign(run: RunFolder, videos: Path, out: Path, *, workers: int | None = Non
     Writes ``manifest.parquet``, ``labels.parquet`` and ``labels.csv`` into the folder `out`.
     """
     device = distributed.initialize()
-    workers = workers or os.cpu_count() or 1
+    workers = workers or reading_processes()
     content = _finished(run)
     config = config_from_dict(content["config"])
     if config.model.video == "features":
@@ -103,8 +112,11 @@ def assign(run: RunFolder, videos: Path, out: Path, *, workers: int | None = Non
     target = RunFolder.open(out, None)
     manifest = scan_collection(videos, workers)
     loader = load_clips(manifest, videos, config, workers, device)
-    found = _answers(model, loader, final["head"], config, device)
-    labels = label_clips(found.log_p, found.present, final["potentials"], config.labelling.lam)
+    found = _describe(model, loader, config, device)
+    head = torch.tensor([final["head"]])
+    log_p = classify(model, found, config=config.training, device=device, heads=head)
+    reported = {modality: values[0] for modality, values in log_p.items()}
+    labels = label_clips(reported, found.present, final["potentials"], config.labelling.lam)
     if distributed.is_main():
         target.write_manifest(manifest)
         target.write_labels(manifest.usable().table["path"].to_pylist(), labels)
@@ -124,7 +136,7 @@ def baseline_labels(
     content = _finished(run)
     config = config_from_dict(content["config"])
     loader = load_clips(
-        Manifest.load(run.manifest), videos, config, workers or os.cpu_count() or 1, device
+        Manifest.load(run.manifest), videos, config, workers or reading_processes(), device
     )
     model = build_model(config, content["final"]["input_sizes"], device)
     progress.say("k-means on pixels, on sound and on a random encoder")
@@ -140,7 +152,7 @@ def scan_collection(videos: Path, workers: int) -> Manifest:
         with progress.counted("scanning") as on_progress:
             return scan(videos, workers=workers, cache=cache, on_progress=on_progress)
 
-    manifest = distributed.main_first(look)
+    manifest = distributed.from_main(look)
     usable, rejected = len(manifest.usable()), len(manifest.rejected())
     progress.say(f"{videos}: {usable} clips to label, {rejected} files left out")
     return manifest
@@ -187,91 +199,84 @@ def build_model(config: Config, sizes: dict[str, int], device: torch.device) -> 
 
 
 def train_and_label(
-    loader: ClipLoader, names: list[str], config: Config, run: RunFolder, device: torch.device
+    loader: ClipLoader,
+    names: list[str],
+    config: Config,
+    run: RunFolder,
+    device: torch.device,
+    *,
+    fingerprint: str,
 ) -> None:
-    """Train (or continue), label all clips, and write the run folder's results."""
-    started = time.monotonic()
+    """Train (or continue), label all clips, and write the run folder's results.
+
+    Args:
+        names: of the N clips.
+        fingerprint: of the collection: a run is continued on the clips that it began with only.
+    """
     labelling = config.labelling
     prior = prior_of(config)
     sizes = input_sizes(loader)
     model = build_model(config, sizes, device)
-    trainer = Trainer(model, loader, config, prior, run.path, device)
+    trainer = Trainer(model, loader, config, prior, run, fingerprint, device)
     if run.checkpoint.exists():
         trainer.resume()
     trainer.fit()
-    heads = _label_heads(model, loader, prior, config, device)
+    found = _describe(model, loader, config, device)
+    log_p = classify(
+        model,
+        found,
+        config=config.training,
+        device=device,
+        heads=torch.arange(labelling.num_heads),
+    )
+    heads = solve_assignment(joint_log_p(log_p, found.present), prior, labelling)
     agreement = head_agreement(heads.labels)
     head = int(agreement.argmax())
-    found = _answers(model, loader, head, config, device)
-    potentials = solve_potentials(found.log_p, found.present, prior, labelling)
-    labels = label_clips(found.log_p, found.present, potentials, labelling.lam)
+    reported = {modality: values[head] for modality, values in log_p.items()}
+    solved = solve_labellings(reported, found.present, prior, labelling)
+    potentials = {name: solution.potentials[0] for name, solution in solved.items()}
+    labels = label_clips(reported, found.present, potentials, labelling.lam)
     if distributed.is_main():
-        final = {"head": head, "potentials": potentials, "input_sizes": sizes}
-        trainer.save(final=final)
-        run.write_labels(names, labels, heads.labels)
+        trainer.save(final={"head": head, "potentials": potentials, "input_sizes": sizes})
+        run.write_labels(names, labels, heads.labels.where(labels.cluster >= 0, -1))
         run.write_features(found)
         run.write_metrics(
             "training",
             {
                 "clips": loader.num_clips,
-                "seconds": time.monotonic() - started,
+                "unreadable_clips": int((labels.cluster < 0).sum()),
+                "seconds": trainer.seconds,
                 "reported_head": head,
                 "head_agreement": agreement.tolist(),
-                "cluster_sizes": labels.cluster.bincount(minlength=labelling.num_clusters).tolist(),
-                "final_error": heads.error.tolist(),
-                "final_converged": heads.converged.tolist(),
+                "cluster_sizes": labels.cluster[labels.cluster >= 0]
+                .bincount(minlength=labelling.num_clusters)
+                .tolist(),
+                "final": {
+                    name: {"error": s.error.item(), "converged": s.converged.item()}
+                    for name, s in solved.items()
+                },
                 "rounds": trainer.history,
             },
         )
     distributed.barrier()
 
 
-def _label_heads(
-    model: AudioVisualModel,
-    loader: ClipLoader,
-    prior: Tensor,
-    config: Config,
-    device: torch.device,
-) -> Assignment:
-    """Every head's labels of the centre views."""
-    labelling = config.labelling
+def _describe(
+    model: AudioVisualModel, loader: ClipLoader, config: Config, device: torch.device
+) -> Description:
     with progress.task("labelling", len(distributed.shard(loader.num_clips))) as advance:
-        centre = predictions(
-            model,
-            loader,
-            config=config.training,
-            device=device,
-            heads=torch.arange(labelling.num_heads),
-            augment=False,
-            on_batch=advance,
-        )
-        log_p = mean_log_softmax(
-            [centre], loader.num_clips, labelling.num_heads, labelling.num_clusters
-        )
-    return solve_assignment(log_p, prior, labelling)
+        return describe(model, loader, config=config.training, device=device, on_batch=advance)
 
 
-def _answers(
-    model: AudioVisualModel, loader: ClipLoader, head: int, config: Config, device: torch.device
-) -> Answers:
-    with progress.task("describing", len(distributed.shard(loader.num_clips))) as advance:
-        return answers(
-            model,
-            loader,
-            config=config.training,
-            device=device,
-            head=head,
-            on_batch=advance,
-        )
+def _fingerprint(names: list[str], *arrays: np.ndarray) -> str:
+    digest = hashlib.sha256(repr(names).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()
 
 
 def _check_config(config: Config) -> None:
     """What can be refused before any file is opened."""
-    labelling = config.labelling
-    if labelling.num_clusters < 2:
-        raise SelaviError(f"--clusters is {labelling.num_clusters}: give 2 or more")
-    if labelling.num_heads < 1:
-        raise SelaviError(f"--heads is {labelling.num_heads}: give 1 or more")
     prior_of(config)
 
 

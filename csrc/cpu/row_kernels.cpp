@@ -1,8 +1,9 @@
 #include "row_kernels.h"
 
-// Run-time dispatch needs GCC's ifunc support, and sanitizers run before ifuncs are resolved.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
+// Run-time dispatch needs glibc's ifuncs and a GCC that knows these levels; sanitizers run before
+// ifuncs are resolved. Elsewhere there is one plain version, which gives the same bits.
+#if defined(__x86_64__) && defined(__GNUC__) && __GNUC__ >= 12 && !defined(__clang__) && \
+    defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__)
 #define SELAVI_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define SELAVI_CLONES

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
-from selavi.errors import SelaviError
+from selavi.errors import SelaviError, check_ranges
+
+_LARGEST = 1e6  # of what has no bound by itself: keeps infinity and its kin out
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,9 @@ class AugmentConfig:
 
     The time window is always jittered: a training view starts anywhere in its clip, a centre view
     in the middle.
+
+    Raises:
+        SelaviError: a value that cannot be met, with its name.
     """
 
     time_shift: float = 0.0  # seconds by which the window may also leave the clip at either end
@@ -41,6 +47,25 @@ class AugmentConfig:
     time_mask: float = 0.2
     frequency_masks: int = 0  # and this many up to frequency_mask of the bands
     frequency_mask: float = 0.2
+
+    def __post_init__(self) -> None:
+        many = (0, _LARGEST)
+        check_ranges("data.augment", self, {
+            "time_shift": many, "video_stretch": (0, 1), "video_shift": many,
+            "crop_ratio": (1, _LARGEST), "rotate": many, "color_jitter": (0, 1),
+            "blur_probability": (0, 1), "volume_db": many, "noise_db": (-100, 100),
+            "audio_stretch": (0, 1), "audio_shift": many, "frequency_stretch": (0, 1),
+            "frequency_shift": (0, 1), "equalizer_db": many, "time_masks": many,
+            "time_mask": (0, 1), "frequency_masks": many, "frequency_mask": (0, 1),
+        })  # fmt: skip
+        match self.crop_scale:
+            case (int() | float() as low, int() | float() as high) if 0 < low <= high <= 1:
+                pass
+            case other:
+                raise SelaviError(
+                    f"data.augment.crop_scale is {list(other)}: give two numbers, "
+                    "0 < low <= high <= 1"
+                )
 
 
 @dataclass(frozen=True)
@@ -82,8 +107,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         for name in ("num_frames", "fps", "frame_size", "decode_size", "sample_rate",
                      "audio_seconds", "n_mels", "n_fft", "win_ms", "hop_ms"):  # fmt: skip
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise SelaviError(f"data.{name} is {getattr(self, name)}: give a positive number")
+        for name in ("cache_seconds", "cache_fps", "fit_seconds"):
+            check_ranges("data", self, {name: (0, _LARGEST)})
+        if not 0 <= self.f_min < self.sample_rate / 2:
+            raise SelaviError(
+                f"data.f_min is {self.f_min}: give 0 or more, and less than half of "
+                f"data.sample_rate {self.sample_rate}"
+            )
+        for name, samples in (("win_ms", self.win_length), ("hop_ms", self.hop_length),
+                              ("audio_seconds", self.num_samples)):  # fmt: skip
+            if samples < 1:
+                raise SelaviError(
+                    f"data.{name} is {getattr(self, name)}, less than one sample at "
+                    f"data.sample_rate {self.sample_rate}: raise it"
+                )
         if self.channels not in (1, 3):
             raise SelaviError(f"data.channels is {self.channels}: give 1 (gray) or 3 (RGB)")
         for name, choices in (("video_norm", ("fixed", "clip")),
@@ -98,15 +137,10 @@ class DataConfig:
                 f"data.win_ms {self.win_ms} is {self.win_length} samples, more than data.n_fft "
                 f"{self.n_fft}: raise n_fft"
             )
-        if 0 < self.cache_seconds < self.span_seconds:
+        if 0 < self.cache_seconds < self.span_seconds * (1 - 1e-9):  # `fitted` rounds
             raise SelaviError(
                 f"data.cache_seconds {self.cache_seconds} is less than one window of "
                 f"{self.span_seconds} s: raise it, or set it to 0 to decode each time"
-            )
-        low, high = self.augment.crop_scale
-        if not 0 < low <= high <= 1:
-            raise SelaviError(
-                f"data.augment.crop_scale is {low}, {high}: give 0 < low <= high <= 1"
             )
 
     def fitted(self, durations: np.ndarray) -> DataConfig:

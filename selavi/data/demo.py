@@ -17,6 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from selavi.atomic import replacing
 from selavi.data.workers import Failure, isolated_map
 from selavi.errors import SelaviError
 
@@ -54,13 +55,20 @@ def render_demo(
         on_progress: called with (clips written, clips in all).
 
     Raises:
-        SelaviError: too few clips, or a clip could not be written.
+        SelaviError: too few clips, a negative seed, or a file could not be written.
     """
     if num_clips < 3 * len(CLASSES):
         raise SelaviError(f"num_clips is {num_clips}: give at least {3 * len(CLASSES)}")
+    if seed < 0:
+        raise SelaviError(f"seed is {seed}: give 0 or more")
     labels = np.repeat(np.arange(len(CLASSES)), class_sizes(num_clips))
     np.random.default_rng([seed, num_clips]).shuffle(labels)
-    (out / "clips").mkdir(parents=True, exist_ok=True)
+    try:
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SelaviError(
+            f"cannot write the demo to {out}: {error.strerror or error}; give another folder"
+        ) from error
     plans = [
         ClipPlan(f"clips/{i:05d}.mp4", *CLASSES[label], (seed, i)) for i, label in enumerate(labels)
     ]
@@ -70,7 +78,10 @@ def render_demo(
             raise SelaviError(f"a demo clip could not be written to {out}: {result.message}")
         if on_progress:
             on_progress(done, num_clips)
-    with open(out / "labels.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(out / "labels.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(["path", "label"])
         writer.writerows((p.path, f"{SHAPES[p.shape]}-{SOUNDS[p.sound]}") for p in plans)

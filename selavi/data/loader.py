@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from selavi.data.audio import LogMel, audio_view
+from selavi.data.cached_source import CachedSource
 from selavi.data.config import DataConfig
 from selavi.data.manifest import Manifest
 from selavi.data.rng import between, uniform
-from selavi.data.source import CachedSource, ClipSource, FileSource, RawBatch, Windows
+from selavi.data.source import ClipSource, FileSource, RawBatch, Windows
 from selavi.data.transforms import video_view
 from selavi.errors import SelaviError
 
@@ -106,7 +107,7 @@ class PyAVClipLoader:
     def batches(
         self, indices: Tensor, *, batch_size: int, augment: bool, draw: int
     ) -> Iterator[Batch]:
-        chunks = [c.numpy() for c in indices.cpu().split(batch_size)]
+        chunks = [c.numpy() for c in _split(indices, batch_size)]
         windows = (self._windows(chunk, augment, draw) for chunk in chunks)
         with closing(prefetch(self.source.read(windows))) as raw_batches:
             for raw in raw_batches:
@@ -158,16 +159,36 @@ def open_loader(
 
     Args:
         manifest: as scanned; clip i is row i of `manifest.usable()`.
+        root: the folder that was scanned.
         cache_folder: needed when `config.cache_seconds` > 0.
         on_progress: called with (clips done, clips in all) while a cache is built.
+
+    Raises:
+        SelaviError: `root` does not hold the manifest's files, `workers` is negative, or the cache
+            cannot be written.
     """
-    files = FileSource(manifest.usable(), root, config, workers=workers)
+    usable = manifest.usable()
+    _check_root(root, usable)
+    files = FileSource(usable, root, config, workers=workers)
     if not config.cache_seconds:
         return PyAVClipLoader(files, config, seed=seed, device=device)
     if cache_folder is None:
         raise SelaviError("data.cache_seconds is set but there is no cache folder: give one")
     cached = CachedSource(files, cache_folder, on_progress=on_progress)
     return PyAVClipLoader(cached, config, seed=seed, device=device)
+
+
+def _check_root(root: Path, usable: Manifest) -> None:
+    """Another folder than the scanned one would give a collection of nothing but failures."""
+    if not root.is_dir():
+        raise SelaviError(f"{root} is not a folder: give the folder that was scanned")
+    paths = usable.table["path"]
+    some = [paths[int(i)].as_py() for i in np.linspace(0, len(paths) - 1, min(20, len(paths)))]
+    if some and not any((root / path).exists() for path in some):
+        raise SelaviError(
+            f"{root} does not hold {some[0]} nor other files of the manifest: give the folder "
+            "that was scanned"
+        )
 
 
 class FeatureLoader:
@@ -177,7 +198,8 @@ class FeatureLoader:
         video, audio: (N, D) float32, or None. A row of NaN is a clip without that modality.
 
     Raises:
-        SelaviError: both are None, their lengths differ, or a value is infinite or a lone NaN.
+        SelaviError: both are None, their lengths differ, one is empty or not 2-D, or a value is
+            infinite or a lone NaN.
     """
 
     def __init__(
@@ -208,7 +230,7 @@ class FeatureLoader:
     def batches(
         self, indices: Tensor, *, batch_size: int, augment: bool, draw: int
     ) -> Iterator[Batch]:
-        for index in indices.cpu().split(batch_size):
+        for index in _split(indices, batch_size):
             yield Batch(
                 index,
                 self._video[index] if self.has_video else None,
@@ -218,11 +240,16 @@ class FeatureLoader:
             ).to(self.device)
 
 
+def _split(indices: Tensor, batch_size: int) -> Sequence[Tensor]:
+    """Batches of indices on the CPU; none of none, where `Tensor.split` gives an empty one."""
+    return indices.cpu().split(batch_size) if len(indices) else ()
+
+
 def _features(name: str, values: Tensor | None, rows: int) -> tuple[Tensor | None, Tensor]:
     """The features with zeros for missing rows, and which rows are there."""
     if values is None:
         return None, torch.zeros(rows, dtype=torch.bool)
-    if values.ndim != 2:
+    if values.ndim != 2 or not values.numel():
         raise SelaviError(f"{name} features have shape {tuple(values.shape)}: give (N, D)")
     values = values.float().clone()
     present = ~values.isnan().all(1)

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from selavi.atomic import replacing
+from selavi.data.cache import writing_cache
 from selavi.data.decode import (
     audio_stream,
     describe,
@@ -24,7 +25,7 @@ from selavi.data.decode import (
     origin,
     video_stream,
 )
-from selavi.data.workers import Failure, isolated_map
+from selavi.data.workers import Failure, check_workers, isolated_map
 from selavi.errors import SelaviError
 
 SCHEMA = pa.schema(
@@ -61,7 +62,7 @@ REASONS = {
     "crashed": "the decoder crashed on it",
     "timed_out": "the decoder did not answer in time",
 }
-_TRANSIENT = ("unreadable", "timed_out")  # looked at again by the next scan
+_TRANSIENT = ("unreadable", "crashed", "timed_out")  # looked at again by the next scan
 _MEDIA_SUFFIXES = {
     *(".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg"),
     *(".mts", ".ogv", ".ts", ".vob", ".webm", ".wmv"),
@@ -153,8 +154,10 @@ def scan(
         timeout: seconds for one file.
 
     Raises:
-        SelaviError: `root` is no folder, or has no file that can be labelled.
+        SelaviError: `root` is no folder, or has no file that can be labelled; `workers` is
+            negative; `cache` cannot be written.
     """
+    check_workers(workers)
     if not root.is_dir():
         raise SelaviError(f"{root} is not a folder: give a folder of videos")
     known = _read_cache(cache, root)
@@ -373,8 +376,8 @@ def _read_cache(cache: Path | None, root: Path) -> dict[str, FileInfo]:
 
 def _write_cache(manifest: Manifest, cache: Path, root: Path) -> None:
     table = manifest.table.replace_schema_metadata({b"root": _root_key(root)})
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    Manifest(table).save(cache)
+    with writing_cache(cache.parent):
+        Manifest(table).save(cache)
 
 
 def _root_key(root: Path) -> bytes:

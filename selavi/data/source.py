@@ -1,18 +1,15 @@
-"""Where raw windows of clips come from: decoded from files as needed, or from a cache on disk.
+"""Where raw windows of clips come from: decoded from files as needed here, or from a cache.
 
-Both hand out the same `RawBatch`, so augmentation (`transforms.py`, `audio.py`) has one path.
+Both (the other is in `cached_source.py`) hand out the same `RawBatch`, so augmentation
+(`transforms.py`, `audio.py`) has one path.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,8 +19,7 @@ import numpy as np
 from selavi.data.config import DataConfig
 from selavi.data.decode import ClipRequest, DecodedClip, decode_clip
 from selavi.data.manifest import Manifest
-from selavi.data.workers import Failure, isolated_map
-from selavi.errors import SelaviError
+from selavi.data.workers import Failure, check_workers, isolated_map
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +98,9 @@ class FileSource:
         root: the folder that its paths are relative to.
         workers: decoding processes; 0 decodes in this process.
         timeout: seconds for one window.
+
+    Raises:
+        SelaviError: `workers` is negative.
     """
 
     def __init__(
@@ -126,6 +125,7 @@ class FileSource:
             has_video=table["has_video"].to_numpy(),
             has_audio=table["has_audio"].to_numpy(),
         )
+        check_workers(workers)
         self.config = config
         self.workers = workers
         self.timeout = timeout
@@ -154,16 +154,21 @@ class FileSource:
                 results = []
 
     def read_whole(
-        self, frames: tuple[int, float], num_samples: int, starts: np.ndarray
-    ) -> Iterator[tuple[np.ndarray | None, np.ndarray | None]]:
-        """Decode one stretch of every clip: (count, fps) frames and `num_samples` from `starts`."""
+        self, wanted: Windows, frames: tuple[int, float], num_samples: int
+    ) -> Iterator[tuple[int, np.ndarray | None, np.ndarray | None]]:
+        """Decode a stretch of each wanted clip: (count, fps) frames and `num_samples` of sound.
+
+        Yields each clip's index and what it gave; `failures` are those of this reading.
+        """
         count, fps = frames
+        index, starts = wanted.index.tolist(), wanted.start.tolist()
         requests = (
             self._request(i, (count, start, fps), (num_samples, start))
-            for i, start in enumerate(starts.tolist())
+            for i, start in zip(index, starts, strict=True)
         )
-        for i, result in enumerate(self._decode(requests)):
-            yield self._arrays(i, result)
+        self.failures.clear()
+        for i, result in zip(index, self._decode(requests), strict=True):
+            yield i, *self._arrays(i, result)
 
     def _decode(self, requests: Iterator[ClipRequest]) -> Iterator[DecodedClip | Failure]:
         return isolated_map(
@@ -216,134 +221,3 @@ def empty_batch(clips: Clips, config: DataConfig, index: np.ndarray) -> RawBatch
     if clips.has_audio.any():
         waveform = np.zeros((rows, config.num_samples), np.int16)
     return RawBatch(index, frames, waveform, np.zeros(rows, bool), np.zeros(rows, bool))
-
-
-class CachedSource:
-    """Reads windows from memory-mapped arrays that hold the middle of every clip.
-
-    The cache holds `config.cache_seconds` around each clip's middle at `config.cache_fps`; windows
-    are taken from there. It is a folder named by a hash of the files and of the settings that
-    matter, so another collection or another setting builds another, and the same is used again.
-
-    Args:
-        files: where the clips are decoded from when there is no cache yet.
-        folder: caches are subfolders of it.
-        on_progress: called with (clips done, clips in all) while a cache is built.
-
-    Raises:
-        SelaviError: there is not enough space on the disk.
-    """
-
-    def __init__(
-        self,
-        files: FileSource,
-        folder: Path,
-        *,
-        on_progress: Callable[[int, int], None] | None = None,
-    ) -> None:
-        config, clips = files.config, files.clips
-        self.config = config
-        self.fps = config.cache_fps or config.fps
-        self._origin = (clips.start + clips.end - config.cache_seconds) / 2  # of each clip's cache
-        self.folder = folder / _cache_key(files)
-        if not self.folder.exists():
-            self._build(files, on_progress)
-        self.frames = self._open("video.npy") if clips.has_video.any() else None
-        self.waveform = self._open("audio.npy") if clips.has_audio.any() else None
-        found = json.loads((self.folder / "clips.json").read_text())
-        self.failures = {int(i): message for i, message in found["failures"].items()}
-        self.clips = Clips(
-            start=np.maximum(clips.start, self._origin),
-            end=np.minimum(clips.end, self._origin + config.cache_seconds),
-            aspect=clips.aspect,
-            has_video=np.array(found["has_video"], bool),
-            has_audio=np.array(found["has_audio"], bool),
-        )
-
-    def read(self, windows: Iterable[Windows]) -> Iterator[RawBatch]:
-        config = self.config
-        steps = np.arange(config.num_frames) / config.fps + 1e-6
-        for window in windows:
-            index = window.index
-            batch = empty_batch(self.clips, config, index)
-            middle = window.start + config.span_seconds / 2 - self._origin[index]
-            if batch.frames is not None:
-                times = (middle - config.window_seconds / 2)[:, None] + steps
-                picks = np.floor(times * self.fps).astype(np.int64)
-                picks = picks.clip(0, self.frames.shape[1] - 1)
-                batch.frames[:] = self.frames[index[:, None], picks]
-                batch.has_video[:] = self.clips.has_video[index]
-            if batch.waveform is not None:
-                firsts = np.round((middle - config.audio_seconds / 2) * config.sample_rate)
-                for row, first in enumerate(firsts.astype(np.int64)):
-                    low, high = max(0, -first), min(config.num_samples, self._samples - first)
-                    if low < high:
-                        cached = self.waveform[index[row], first + low : first + high]
-                        batch.waveform[row, low:high] = cached
-                batch.has_audio[:] = self.clips.has_audio[index]
-            yield batch
-
-    @property
-    def _samples(self) -> int:
-        return round(self.config.cache_seconds * self.config.sample_rate)
-
-    def _open(self, name: str) -> np.ndarray:
-        return np.load(self.folder / name, mmap_mode="r")
-
-    def _build(self, files: FileSource, on_progress: Callable[[int, int], None] | None) -> None:
-        """Decode every clip once into a temporary folder and rename that when it is complete."""
-        config, clips = self.config, files.clips
-        count = max(1, round(config.cache_seconds * self.fps))
-        video_shape = (len(clips), count, config.decode_size, config.decode_size, config.channels)
-        audio_shape = (len(clips), self._samples)
-        needed = int(clips.has_video.any()) * int(np.prod(video_shape, dtype=np.int64))
-        needed += int(clips.has_audio.any()) * 2 * int(np.prod(audio_shape, dtype=np.int64))
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        if needed > (free := shutil.disk_usage(self.folder.parent).free):
-            raise SelaviError(
-                f"the decoded clips need {needed / 2**30:.1f} GiB and {self.folder.parent} has "
-                f"{free / 2**30:.1f} GiB free: set data.cache_seconds to 0 or free some space"
-            )
-        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=self.folder.parent))
-        try:
-            video = audio = None
-            if clips.has_video.any():
-                video = _new_array(temporary / "video.npy", np.uint8, video_shape)
-            if clips.has_audio.any():
-                audio = _new_array(temporary / "audio.npy", np.int16, audio_shape)
-            has_video, has_audio = np.zeros((2, len(clips)), bool)
-            stretches = files.read_whole((count, self.fps), self._samples, self._origin)
-            for i, (frames, waveform) in enumerate(stretches):
-                if frames is not None:
-                    video[i], has_video[i] = frames, True
-                if waveform is not None:
-                    audio[i], has_audio[i] = waveform, True
-                if on_progress:
-                    on_progress(i + 1, len(clips))
-            found = {"has_video": has_video.tolist(), "has_audio": has_audio.tolist()}
-            found["failures"] = files.failures
-            for array in (video, audio):
-                if array is not None:
-                    array.flush()
-            (temporary / "clips.json").write_text(json.dumps(found))
-            try:
-                temporary.rename(self.folder)
-            except OSError:
-                if not self.folder.exists():  # else another process has built the same meanwhile
-                    raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _new_array(path: Path, dtype: type, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-
-def _cache_key(files: FileSource) -> str:
-    """Names the cache: the files as they were scanned, and what shapes the decoded arrays."""
-    c = files.config
-    settings = (c.cache_seconds, c.cache_fps or c.fps, c.decode_size, c.channels, c.sample_rate)
-    digest = hashlib.sha256(repr(settings).encode())
-    for path, stamp in zip(files.paths, files.stamps, strict=True):
-        digest.update(os.fsencode(os.path.realpath(path)) + repr(stamp).encode())
-    return digest.hexdigest()[:16]

@@ -15,14 +15,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from typing import Any, Literal
 
-_WORKER = "import sys; from selavi.data.workers import serve; serve(int(sys.argv[1]))"
+from selavi.errors import SelaviError
+
+# The parent's path and nothing else: the current folder may hold anything, an `av.py` too.
+_WORKER = (
+    "import sys; sys.path[:] = sys.argv[2:]; "
+    "from selavi.data.workers import serve; serve(int(sys.argv[1]))"
+)
+_PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ def isolated_map(
     workers: int,
     timeout: float = 60.0,
     lookahead: int = 64,
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yield `function(item)` or a `Failure` for each item, in order.
 
     Args:
@@ -49,12 +57,29 @@ def isolated_map(
         workers: number of processes; 0 runs in this process, where a crash is everyone's.
         timeout: seconds an item may take (workers > 0 only).
         lookahead: bounds the results that wait for an earlier one.
-    """
-    if workers == 0:
-        for item in items:
-            yield _call(function, item)
-        return
 
+    Raises:
+        SelaviError: `workers` is negative.
+    """
+    check_workers(workers)
+    if workers == 0:
+        return (_call(function, item) for item in items)
+    return _map_in_workers(function, items, workers, timeout, lookahead)
+
+
+def check_workers(workers: int) -> None:
+    """Raise SelaviError for a number of processes that cannot be had."""
+    if workers < 0:
+        raise SelaviError(f"workers is {workers}: give 0 or more")
+
+
+def _map_in_workers(
+    function: Callable[[Any], Any],
+    items: Iterable[Any],
+    workers: int,
+    timeout: float,
+    lookahead: int,
+) -> Generator[Any, None, None]:
     queue = enumerate(items)
     pending = next(queue, None)
     pool: list[_Worker] = []
@@ -107,12 +132,14 @@ class _Worker:
 
     def __post_init__(self) -> None:
         self.connection, theirs = Pipe()
-        path = os.pathsep.join(p for p in sys.path if p)
+        path = [p for p in sys.path if p]
+        if _PACKAGE_PARENT not in path:  # found through the current folder, or by an import hook
+            path.append(_PACKAGE_PARENT)
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _WORKER, str(theirs.fileno())],
+            [sys.executable, "-P", "-c", _WORKER, str(theirs.fileno()), *path],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
         theirs.close()
 

@@ -11,7 +11,9 @@ import torch
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from selavi.data.pooled import CLIP_SHAPE, pooled_clips, pooled_inputs
+from selavi.labelling.shared import shared_labels
 
 if TYPE_CHECKING:
     from selavi.data.loader import Batch, ClipLoader
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
 
 # Principal components that k-means sees of each modality.
 _COMPONENTS = 50
-# Largest (mels, steps) and (frames, height, width) that principal components are sought in.
-_SPECTROGRAM_SHAPE = (32, 32)
-_CLIP_SHAPE = (8, 16, 16)
 _BATCHNORM_BATCHES = 20
 
 
@@ -57,7 +56,8 @@ def baselines(
         log_mel_and_pixels: both;
         random_encoder: the untrained encoders' embeddings of all modalities;
         or, of given features, video_features, audio_features and video_and_audio_features;
-        and each of them whitened.
+        and each of them whitened; and shared_subspace: canonical variates of both modalities, which
+        is where the tiny preset's training starts from.
     """
     encoder = _with_statistics(model, loader, batch_size, seed)
     rows: dict[str, list[Tensor]] = defaultdict(list)
@@ -73,7 +73,12 @@ def baselines(
     # So few numbers an iteration that a second thread costs more than it brings, much more on a
     # busy machine.
     with threadpool_limits(1):
-        return {name: k_means.fit_predict(values.numpy()) for name, values in points.items()}
+        labels = {name: k_means.fit_predict(values.numpy()) for name, values in points.items()}
+    inputs, present = pooled_clips(loader, batch_size=batch_size)
+    labels["shared_subspace"] = shared_labels(
+        inputs, present, num_clusters=num_clusters, num_heads=1, seed=seed
+    )[0]
+    return labels
 
 
 def _joined(single: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,17 +123,17 @@ def _modalities(batch: Batch) -> dict[str, tuple[Tensor, Tensor]]:
 def _describe(batch: Batch, encoder: AudioVisualModel) -> dict[str, Tensor]:
     """Description -> (B, D), with rows of NaN for clips that lack the modality."""
     every: dict[str, Tensor] = {}
+    pooled = pooled_inputs(batch)
     for modality, (values, has) in _modalities(batch).items():
         described: dict[str, Tensor] = {}
         if values.ndim == 2:
             described[f"{modality}_features"] = values
         elif modality == "video":
-            frames = F.adaptive_avg_pool3d(values, _at_most(values, _CLIP_SHAPE))
+            frames = pooled[modality].view(len(values), min(values.shape[2], CLIP_SHAPE[0]), -1)
             described["pixels"] = frames.flatten(1)
-            described["motion"] = (frames - frames.mean(2, keepdim=True)).flatten(1)
+            described["motion"] = (frames - frames.mean(1, keepdim=True)).flatten(1)
         else:
-            shape = _at_most(values, _SPECTROGRAM_SHAPE)
-            described["log_mel"] = F.adaptive_avg_pool2d(values, shape).flatten(1)
+            described["log_mel"] = pooled[modality]
         if values.ndim > 2:
             embeddings = values.new_zeros(len(values), encoder.embedding_dims[modality])
             if has.any():
@@ -137,10 +142,6 @@ def _describe(batch: Batch, encoder: AudioVisualModel) -> dict[str, Tensor]:
         for name, rows in described.items():
             every[name] = rows.where(has[:, None], torch.nan)
     return every
-
-
-def _at_most(values: Tensor, shape: tuple[int, ...]) -> list[int]:
-    return [min(has, most) for has, most in zip(values.shape[2:], shape, strict=True)]
 
 
 def _components(rows: Tensor, seed: int) -> Tensor:

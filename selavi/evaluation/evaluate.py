@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from selavi.errors import SelaviError
 from selavi.evaluation.metrics import cluster_metrics
@@ -36,25 +37,28 @@ def evaluate_run(
     if not known.all():
         say(f"{(~known).sum()} of {len(known)} clips have no label in {truth} and are left out")
 
-    labellings = {"joint": table["cluster"], "video": table["cluster_video"]}
-    labellings["audio"] = table["cluster_audio"]
-    columns = {name: column.to_numpy().astype(float) for name, column in labellings.items()}
-    result: Metrics = {}
-    for name, labels in {**columns, **(others or {})}.items():
+    columns = {"joint": "cluster", "video": "cluster_video", "audio": "cluster_audio"}
+    labellings = {name: _numbers(table[column]) for name, column in columns.items()}
+    labellings |= others or {}
+    heads = [_numbers(table[n]) for n in table.column_names if n.startswith("head_")]
+
+    def score(labels: np.ndarray) -> dict[str, float] | None:
         used = known & ~np.isnan(labels)
-        if used.any():
-            result[name] = cluster_metrics(
-                labels[used], [c for c, use in zip(classes, used, strict=True) if use]
-            )
-    heads = [
-        cluster_metrics(table[name].to_numpy()[known], [c for c in classes if c is not None])
-        for name in table.column_names
-        if name.startswith("head_")
-    ]
-    if heads:
-        result["best head (oracle)"] = max(heads, key=lambda metrics: metrics["nmi"])
+        if not used.any():
+            return None
+        return cluster_metrics(labels[used], [classes[i] for i in np.flatnonzero(used)])
+
+    scored = {name: score(labels) for name, labels in labellings.items()}
+    result = {name: metrics for name, metrics in scored.items() if metrics}
+    if scored_heads := [metrics for head in heads if (metrics := score(head))]:
+        result["best head (oracle)"] = max(scored_heads, key=lambda metrics: metrics["nmi"])
     run.write_metrics("evaluation", result)
     return result
+
+
+def _numbers(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of labels, NaN for none."""
+    return column.to_numpy().astype(float)
 
 
 def read_truth(path: Path) -> dict[str, str]:

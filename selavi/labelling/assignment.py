@@ -12,7 +12,8 @@ from selavi.labelling.config import LabellingConfig
 from selavi.ops import accumulate_log_softmax_, sinkhorn
 
 # (index (B,), one (H, B, K) logits tensor a modality, (modalities, B) presence)
-Predictions = Iterable[tuple[Tensor, list[Tensor], Tensor]]
+Prediction = tuple[Tensor, list[Tensor], Tensor]
+Predictions = Iterable[Prediction]
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,12 @@ def mean_log_softmax(
 def assign(log_p: Tensor, prior: Tensor, config: LabellingConfig) -> Assignment:
     """Solve eq. 2 for every head of log_p (H, N, K), the prior matched by eq. 4.
 
-    Rank 0 solves and the others receive its answer.
+    Rank 0 solves and the others receive its answer. A row of zeros, which no log-softmax is, is a
+    clip that nothing is known of: it takes no part, and its label means nothing.
 
-    Raises SelaviError where log_p has a NaN or an infinity: the model has diverged.
+    Raises:
+        SelaviError: log_p has a NaN or an infinity: the model has diverged. Or it is zero
+            throughout: no clip could be read.
     """
     num_heads, num_clips, num_clusters = log_p.shape
     device = log_p.device
@@ -75,6 +79,9 @@ def assign(log_p: Tensor, prior: Tensor, config: LabellingConfig) -> Assignment:
             "the model's log-probabilities hold NaN or infinity: training diverged; "
             "use a smaller training.lr or training.clip_norm"
         )
+    known = (log_p != 0).flatten(2).any(-1).any(0)
+    if not known.any():
+        raise SelaviError("no clip could be read: were the files moved after the scan?")
     labels = torch.empty(num_heads, num_clips, dtype=torch.int64, device=device)
     potentials = torch.empty(num_heads, num_clusters, dtype=torch.float64, device=device)
     report = torch.empty(3, num_heads, dtype=torch.float64, device=device)
@@ -82,6 +89,7 @@ def assign(log_p: Tensor, prior: Tensor, config: LabellingConfig) -> Assignment:
         result = sinkhorn(
             log_p,
             lam=config.lam,
+            row_marginal=known.double(),
             col_marginal=prior.to(device),
             permute=True,
             tol=config.tol,
@@ -111,22 +119,32 @@ def clustering_round(
     prior: Tensor,
     config: LabellingConfig,
     first_draw: int,
-) -> Assignment:
+    earlier: Tensor | None = None,
+) -> tuple[Assignment, Tensor | None]:
     """Label each group of heads from its own augmentation draws, and join the groups' answers.
 
     Args:
         predict: (heads, draw) -> predictions of those heads over this rank's clips.
         groups: disjoint sets of heads that cover all, from `head_groups`.
         first_draw: augmentation draws first_draw, first_draw + 1, ... are used.
+        earlier: (H, N, K) log-probabilities of the rounds before, where `config.memory` asks.
+
+    Returns:
+        The assignment, and the log-probabilities to pass as `earlier` next time.
     """
-    parts = []
+    parts, stores = [], []
     for number, heads in enumerate(groups):
         draws = range(first_draw + number * config.views, first_draw + (number + 1) * config.views)
         log_p = mean_log_softmax(
             [predict(heads, draw) for draw in draws], num_clips, len(heads), config.num_clusters
         )
+        if earlier is not None:
+            log_p.lerp_(earlier[heads.to(earlier.device)], config.memory)
         parts.append(assign(log_p, prior, config))
+        if config.memory:
+            stores.append(log_p)
     order = torch.cat(groups).argsort().to(parts[0].labels.device)
-    return Assignment(
+    joined = Assignment(
         *(torch.cat([getattr(p, f) for p in parts])[order] for f in Assignment.__dataclass_fields__)
     )
+    return joined, torch.cat(stores)[order] if stores else None

@@ -38,21 +38,11 @@ class MultiHeads(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def hidden(self, embeddings: Tensor) -> Tensor:
-        """Hidden activations (H, B, hidden) of embeddings (B, D)."""
-        activations = F.relu(self.norm(self.expand(self.dropout(embeddings))))
-        return activations.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
-
     def forward(self, embeddings: Tensor) -> Tensor:
         """Logits (H, B, K) of embeddings (B, D), in the parameters' dtype under autocast too."""
-        by_head = self.dropout(self.hidden(embeddings))
+        hidden = self.dropout(F.relu(self.norm(self.expand(self.dropout(embeddings)))))
+        by_head = hidden.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
         return torch.baddbmm(self.bias[:, None], by_head, self.weight).to(self.weight.dtype)
-
-    @torch.no_grad()
-    def set_outputs(self, weight: Tensor, bias: Tensor) -> None:
-        """Overwrite the output layers with weight (H, hidden, K) and bias (H, K)."""
-        self.weight.copy_(weight)
-        self.bias.copy_(bias)
 
     @torch.no_grad()
     def permute_outputs(self, permutation: Tensor) -> None:

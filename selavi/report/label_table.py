@@ -32,7 +32,8 @@ def label_table(
         head_labels: (H, N) int64, or None where no other head was asked.
 
     Returns:
-        Columns path; cluster; confidence; agreement, null for a clip that lacks a modality;
+        Columns path; cluster and confidence, null for a clip that could not be read; agreement,
+        null for a clip that lacks a modality;
         cluster_video and cluster_audio, null for a clip without it; head_0 ... head_{H-1}.
 
     Raises:
@@ -41,12 +42,11 @@ def label_table(
     """
     if not len(paths) == len(labels.cluster) == len(labels.confidence) == len(labels.agreement):
         raise ValueError(f"{len(paths)} paths for {len(labels.cluster)} labels")
-    agreement = labels.agreement.cpu().numpy()
     columns = {
         "path": pa.array([_text(path) for path in paths], pa.string()),
         "cluster": _integers(labels.cluster),
-        "confidence": pa.array(labels.confidence.cpu().numpy(), pa.float32()),
-        "agreement": pa.array(agreement, pa.float32(), mask=np.isnan(agreement)),
+        "confidence": _numbers(labels.confidence),
+        "agreement": _numbers(labels.agreement),
     }
     for modality in ("video", "audio"):
         own = labels.by_modality.get(modality)
@@ -72,6 +72,12 @@ def write_label_table(table: pa.Table, parquet_path: Path, csv_path: Path) -> No
     ]
     with replacing(csv_path) as temporary:
         csv.write_csv(table.set_column(0, "path", pa.array(safe, pa.string())), temporary)
+
+
+def _numbers(values: Tensor) -> pa.Array:
+    """Numbers, with NaN for none."""
+    numbers = values.cpu().numpy()
+    return pa.array(numbers, pa.float32(), mask=np.isnan(numbers))
 
 
 def _integers(values: Tensor) -> pa.Array:

@@ -25,7 +25,7 @@ from selavi.report.label_table import label_table, write_label_table
 
 if TYPE_CHECKING:
     from selavi.labelling.final import ClipLabels
-    from selavi.training.inference import Answers
+    from selavi.training.inference import Description
 
 # Settings that have an option of their own on the command line.
 _OPTIONS = {
@@ -205,12 +205,14 @@ class RunFolder:
                 f"cannot read {self.labels_parquet}: {_one_line(error)}; label the clips again"
             ) from error
 
-    def write_features(self, answers: Answers) -> None:
+    def write_features(self, description: Description) -> None:
         """Write features.safetensors: modality -> (N, D) float32 embeddings, rows as in the label
         table, NaN for a clip without that modality. `selavi label` reads this file."""
         tensors = {
-            modality: rows.float().where(answers.present[modality][:, None], torch.nan).contiguous()
-            for modality, rows in answers.embeddings.items()
+            modality: rows.float()
+            .where(description.present[modality][:, None], torch.nan)
+            .contiguous()
+            for modality, rows in description.embeddings.items()
         }
         with replacing(self.features) as temporary:
             save_file(tensors, temporary)

@@ -3,17 +3,21 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from selavi import distributed
 from selavi.data.loader import Batch
+from selavi.models.audio_visual import AudioVisualModel
+
+#: A modality that a smaller part of a batch has is rare.
+RARE = 0.25
 
 
 def inputs(batch: Batch, modalities: tuple[str, ...]) -> dict[str, Tensor]:
     """Those of the model's modalities that the batch has; a clip without one borrows a neighbour's.
 
-    Borrowed inputs keep BatchNorm's statistics those of real clips. They never count: the loss
-    and the labelling leave them out by `presence`.
+    Borrowed inputs keep BatchNorm's statistics near those of real clips. They never count: the
+    loss and the labelling leave them out by `presence`.
     """
     return {
         modality: _lend(getattr(batch, modality), getattr(batch, f"has_{modality}"))
@@ -34,6 +38,19 @@ def _lend(values: Tensor, has: Tensor) -> Tensor:
     position = torch.arange(len(has), device=has.device)
     lender = torch.where(has, position, -1).cummax(0).values
     return values[torch.where(lender >= 0, lender, position[has][-1])]
+
+
+def hold_rare_statistics(model: AudioVisualModel, batch: Batch) -> None:
+    """Leave BatchNorm's statistics of a modality alone that few clips of a batch have.
+
+    The few, lent to the others, would pass for the whole collection.
+    """
+    for modality, has in presence(batch, model.modalities).items():
+        if distributed.any_rank(bool(has.sum() < RARE * len(has)), has.device):
+            for part in (model.encoders[modality], model.heads[modality]):
+                for module in part.modules():
+                    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                        module.eval()
 
 
 class EpochOrder:

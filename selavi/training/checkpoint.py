@@ -8,7 +8,7 @@ import torch
 from selavi.atomic import replacing
 from selavi.errors import SelaviError
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

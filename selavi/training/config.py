@@ -1,7 +1,10 @@
 """How the encoders are trained, as plain values."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from selavi.errors import check_ranges
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,11 @@ class TrainingConfig:
     clip_norm: float = 0.0
     bn_warmup_batches: int = 20
     checkpoint_minutes: float = 10.0
+
+    def __post_init__(self) -> None:
+        check_ranges("training", self, {
+            "epochs": (1, math.inf), "min_steps": (0, math.inf), "batch_size": (2, math.inf),
+            "lr": (1e-12, 1e6), "warmup_epochs": (0, math.inf), "momentum": (0, 0.9999),
+            "weight_decay": (0, 1e3), "clip_norm": (0, math.inf),
+            "bn_warmup_batches": (0, math.inf), "checkpoint_minutes": (0, math.inf),
+        })  # fmt: skip

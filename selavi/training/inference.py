@@ -1,4 +1,4 @@
-"""A trained or half-trained model's answers for all clips."""
+"""What a model, trained or half-trained, says of all clips."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -9,15 +9,22 @@ from torch import Tensor
 
 from selavi import distributed
 from selavi.data.loader import ClipLoader
-from selavi.labelling.prototypes import HiddenFeatures
+from selavi.errors import SelaviError
+from selavi.labelling.assignment import Prediction
 from selavi.models.audio_visual import AudioVisualModel
 from selavi.training.batches import inputs, presence
 from selavi.training.config import TrainingConfig
 
+#: Clips whose embeddings the heads take at once.
+CLASSIFY_BATCH = 4096
+
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The arithmetic that `TrainingConfig.precision` names."""
-    hardware = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    if device.type == "cuda":
+        hardware = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        hardware = torch.cpu._is_avx512_bf16_supported()
     enabled = precision == "bfloat16" or (precision == "auto" and hardware)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
@@ -33,7 +40,7 @@ def predictions(
     augment: bool,
     draw: int = 0,
     on_batch: Callable[[int], None] = lambda count: None,
-) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+) -> Iterator[Prediction]:
     """Logits of this rank's clips, in batches.
 
     Yields (index (B,), one (len(heads), B, K) a modality, presence (modalities, B) bool). The
@@ -53,88 +60,79 @@ def predictions(
         on_batch(len(batch.index))
 
 
-@torch.no_grad()
-def hidden_features(
-    model: AudioVisualModel,
-    loader: ClipLoader,
-    clips: Tensor,
-    *,
-    config: TrainingConfig,
-    device: torch.device,
-    draw: int,
-    on_batch: Callable[[int], None] = lambda count: None,
-) -> dict[str, HiddenFeatures]:
-    """What the heads' output layers see of `clips` (M,); each rank reads its share and gets all."""
-    model.eval()
-    mine = clips[distributed.shard(len(clips))]
-    parts: dict[str, tuple[list[Tensor], ...]] = {m: ([], [], []) for m in model.modalities}
-    for view, augment in enumerate((False, True)):
-        for batch in loader.batches(mine, batch_size=config.batch_size, augment=augment, draw=draw):
-            batch = batch.to(device)
-            with autocast(device, config.precision):
-                embeddings = model.embed(**inputs(batch, model.modalities))
-                for modality, values in embeddings.items():
-                    features = model.heads[modality].hidden(values).float()
-                    parts[modality][view].append(features)
-            if not augment:
-                for modality, has in presence(batch, embeddings).items():
-                    parts[modality][2].append(has)
-            on_batch(len(batch.index))
-    return {
-        modality: HiddenFeatures(
-            *(
-                distributed.gather_shards(torch.cat(tensors, dim), len(clips), dim)
-                for tensors, dim in zip(lists, (1, 1, 0), strict=True)
-            )
-        )
-        for modality, lists in parts.items()
-    }
-
-
 @dataclass(frozen=True)
-class Answers:
-    """One head's answers for all clips, from their centre views, on the CPU.
+class Description:
+    """What the encoders make of all clips' centre views, on the CPU.
 
     Attributes:
-        log_p: modality -> (N, K) float32 log-probabilities.
-        embeddings: modality -> (N, D) float32 of the encoder.
-        present: modality -> (N,) bool; rows of absent modalities mean nothing.
+        embeddings: modality -> (N, D) float32; rows of absent modalities mean nothing.
+        present: modality -> (N,) bool.
     """
 
-    log_p: dict[str, Tensor]
     embeddings: dict[str, Tensor]
     present: dict[str, Tensor]
 
 
 @torch.no_grad()
-def answers(
+def describe(
     model: AudioVisualModel,
     loader: ClipLoader,
     *,
     config: TrainingConfig,
     device: torch.device,
-    head: int,
     on_batch: Callable[[int], None] = lambda count: None,
-) -> Answers:
-    """Run the model over all clips, each rank over its share; every rank gets all answers."""
+) -> Description:
+    """Run the encoders over all clips, each rank over its share; every rank gets all.
+
+    Raises:
+        SelaviError: the clips have nothing that the model takes, or are fewer than the processes.
+    """
+    if loader.num_clips < distributed.world_size():
+        raise SelaviError(
+            f"{loader.num_clips} clips are too few for {distributed.world_size()} processes"
+        )
     model.eval()
-    parts: dict[tuple[str, str], list[Tensor]] = {}
+    embeddings: dict[str, list[Tensor]] = {}
+    present: dict[str, list[Tensor]] = {}
     shard = distributed.shard(loader.num_clips)
     for batch in loader.batches(shard, batch_size=config.batch_size, augment=False, draw=0):
         batch = batch.to(device)
+        given = inputs(batch, model.modalities)
+        if not given:
+            raise SelaviError(f"no clip has {' or '.join(model.modalities)}, which the model takes")
         with autocast(device, config.precision):
-            embeddings = model.embed(**inputs(batch, model.modalities))
-            logits = model.classify(embeddings)
-        present = presence(batch, logits)
-        for modality in logits:
-            parts.setdefault(("log_p", modality), []).append(
-                logits[modality][head].float().log_softmax(-1)
-            )
-            parts.setdefault(("embeddings", modality), []).append(embeddings[modality].float())
-            parts.setdefault(("present", modality), []).append(present[modality])
+            embedded = model.embed(**given)
+        for modality, has in presence(batch, embedded).items():
+            embeddings.setdefault(modality, []).append(embedded[modality].float())
+            present.setdefault(modality, []).append(has)
         on_batch(len(batch.index))
-    fields: dict[str, dict[str, Tensor]] = {"log_p": {}, "embeddings": {}, "present": {}}
-    for (field, modality), tensors in parts.items():
-        whole = distributed.gather_shards(torch.cat(tensors), loader.num_clips, dim=0)
-        fields[field][modality] = whole.cpu()
-    return Answers(**fields)
+
+    def whole(parts: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        return {
+            m: distributed.gather_shards(torch.cat(p), loader.num_clips, dim=0).cpu()
+            for m, p in parts.items()
+        }
+
+    return Description(whole(embeddings), whole(present))
+
+
+@torch.no_grad()
+def classify(
+    model: AudioVisualModel,
+    description: Description,
+    *,
+    config: TrainingConfig,
+    device: torch.device,
+    heads: Tensor,
+) -> dict[str, Tensor]:
+    """Log-probabilities of described clips: modality -> (len(heads), N, K) float32 on the CPU."""
+    model.eval()
+    log_p = {}
+    for modality, embeddings in description.embeddings.items():
+        parts = []
+        for part in embeddings.split(CLASSIFY_BATCH):
+            with autocast(device, config.precision):
+                logits = model.classify({modality: part.to(device)})[modality]
+            parts.append(logits[heads.to(device)].float().log_softmax(-1).cpu())
+        log_p[modality] = torch.cat(parts, 1)
+    return log_p

@@ -2,9 +2,9 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,23 +14,29 @@ from torch.utils.tensorboard import SummaryWriter
 from selavi import distributed, progress
 from selavi.config import Config
 from selavi.data.loader import Batch, ClipLoader
+from selavi.data.pooled import pooled_clips
 from selavi.errors import SelaviError
 from selavi.labelling.alignment import align_modalities, alignment_cost
-from selavi.labelling.assignment import Assignment, clustering_round, head_groups
-from selavi.labelling.prototypes import prototype_outputs
+from selavi.labelling.assignment import (
+    Assignment,
+    Prediction,
+    clustering_round,
+    head_groups,
+)
 from selavi.labelling.schedule import round_steps
+from selavi.labelling.shared import shared_labels
 from selavi.models.audio_visual import AudioVisualModel
-from selavi.training.batches import EpochOrder, inputs, presence
+from selavi.report.run_folder import RunFolder
+from selavi.training.batches import EpochOrder, hold_rare_statistics, inputs, presence
 from selavi.training.checkpoint import load_checkpoint, save_checkpoint
-from selavi.training.inference import autocast, hidden_features, predictions
+from selavi.training.inference import autocast, predictions
 from selavi.training.interruption import Interrupted, InterruptionFlag
+from selavi.training.learning_rate import learning_rate
 from selavi.training.loss import multi_head_loss
 
 #: Draw numbers keep the augmentations of training, preparation and clustering rounds apart.
 PREPARATION_DRAW = 1_000_000
 FIRST_ROUND_DRAW = 2_000_000
-#: Clips that prototypes are drawn from, at most: their features are held in memory.
-PROTOTYPE_CLIPS = 10_000
 #: Steps between two looks at the loss: each look waits for the device.
 LOSS_INTERVAL = 10
 
@@ -46,7 +52,8 @@ class Trainer:
         loader: the collection.
         config: settings of the whole run.
         prior: (K,) cluster sizes.
-        folder: receives ``checkpoint.pt`` and ``tensorboard/``.
+        run: receives ``checkpoint.pt`` and ``tensorboard/``.
+        fingerprint: of the collection.
     """
 
     def __init__(
@@ -55,19 +62,24 @@ class Trainer:
         loader: ClipLoader,
         config: Config,
         prior: Tensor,
-        folder: Path,
+        run: RunFolder,
+        fingerprint: str,
         device: torch.device,
     ) -> None:
         self.model, self.loader, self.config, self.prior = model, loader, config, prior
         self.device = device
-        self.checkpoint = folder / "checkpoint.pt"
+        self.checkpoint = run.checkpoint
+        self.identity = {"clips": fingerprint, "processes": distributed.world_size()}
         self.order = EpochOrder(loader.num_clips, config.training.batch_size, config.seed)
         self.epochs = max(
             config.training.epochs, math.ceil(config.training.min_steps / self.order.steps)
         )
         self.total_steps = self.epochs * self.order.steps
         self.due = round_steps(
-            self.total_steps, config.labelling.rounds, config.labelling.schedule_power
+            self.total_steps,
+            config.labelling.rounds,
+            config.labelling.schedule_power,
+            first_step=int(config.labelling.shared_fraction * self.total_steps),
         )
         self.replica = _replicate(model, device)
         self.optimizer = torch.optim.SGD(
@@ -76,13 +88,17 @@ class Trainer:
             momentum=config.training.momentum,
             weight_decay=config.training.weight_decay,
         )
-        self.writer = SummaryWriter(str(folder / "tensorboard")) if distributed.is_main() else None
+        self.writer = SummaryWriter(str(run.tensorboard)) if distributed.is_main() else None
         self.flag = InterruptionFlag()
+        # Processes must agree to stop, which costs them a synchronization.
+        self.interval = 1 if distributed.world_size() == 1 else LOSS_INTERVAL
         self.step = 0
         self.rounds = 0
         self.prepared = False
         self.labels: Tensor | None = None
+        self.memory: Tensor | None = None
         self.history: list[dict[str, Any]] = []
+        self.seconds = 0.0  # of training, in all the processes that continued this run
         self._losses: list[Tensor] = []
         self._last_save = time.monotonic()
 
@@ -113,52 +129,57 @@ class Trainer:
             while self.rounds < len(self.due) and self.due[self.rounds] <= self.step:
                 self._round()
             self._train_step(batch.to(self.device))
-            self._leave_if_asked()
-            if self._save_is_due():
-                self.save()
+            if self.step % self.interval == 0:
+                self._leave_if_asked()
+                if self._save_is_due():
+                    self.save()
         self.save()
 
     def _prepare(self) -> None:
         """Warm BatchNorm up, then let the audio heads speak of the video heads' clusters."""
+        labelling = self.config.labelling
         warmup = self.config.training.bn_warmup_batches
         indices = self.order.indices(0, 0)[: warmup * self.order.batch_size]
         torch.manual_seed(self._step_seed())
-        self.model.train()
-        with torch.no_grad():
-            for batch in self.loader.batches(
-                indices, batch_size=self.order.batch_size, augment=True, draw=PREPARATION_DRAW
-            ):
+        batches = self.loader.batches(
+            indices, batch_size=self.order.batch_size, augment=True, draw=PREPARATION_DRAW
+        )
+        with torch.no_grad(), progress.task("warming up", len(indices)) as advance:
+            for batch in batches:
+                batch = batch.to(self.device)
+                self.model.train()
+                hold_rare_statistics(self.model, batch)
                 with autocast(self.device, self.config.training.precision):
-                    self.replica(**inputs(batch.to(self.device), self.model.modalities))
+                    self.replica(**inputs(batch, self.model.modalities))
+                advance(len(batch.index))
         self._share_statistics()
-        if self.config.labelling.initialization == "prototypes":
-            self._start_from_prototypes()
-        if self.config.labelling.alignment and len(self.model.modalities) == 2:
+        if labelling.shared_fraction:
+            self._share_first_labels()
+        if labelling.alignment and len(self.model.modalities) == 2:
             self._align()
         self.prepared = True
         self.save()
 
-    def _start_from_prototypes(self) -> None:
-        order = torch.randperm(
-            self.loader.num_clips, generator=torch.Generator().manual_seed(self.config.seed)
+    def _share_first_labels(self) -> None:
+        """Every head's first labels, from the raw inputs of all clips."""
+        labelling = self.config.labelling
+        with progress.task("comparing picture and sound", self._shard_size()) as advance:
+            pooled, present = pooled_clips(
+                self.loader, batch_size=self.order.batch_size, on_batch=advance
+            )
+        self.labels = torch.empty(
+            labelling.num_heads, self.loader.num_clips, dtype=torch.int64, device=self.device
         )
-        some = order[:PROTOTYPE_CLIPS].sort().values
-        total = 2 * len(distributed.shard(len(some)))
-        with progress.task("choosing prototypes", total) as advance:
-            hidden = hidden_features(
-                self.model,
-                self.loader,
-                some,
-                config=self.config.training,
-                device=self.device,
-                draw=PREPARATION_DRAW + 2,
-                on_batch=advance,
+        if distributed.is_main():
+            labels = shared_labels(
+                pooled,
+                present,
+                num_clusters=labelling.num_clusters,
+                num_heads=labelling.num_heads,
+                seed=self.config.seed,
             )
-        outputs = prototype_outputs(hidden, self.prior, self.config.labelling, self.config.seed)
-        for modality, (weight, bias) in outputs.items():
-            self.model.heads[modality].set_outputs(
-                distributed.broadcast(weight), distributed.broadcast(bias)
-            )
+            self.labels.copy_(torch.from_numpy(labels))
+        distributed.broadcast(self.labels)
 
     def _align(self) -> None:
         heads, clusters = self.config.labelling.num_heads, self.config.labelling.num_clusters
@@ -182,13 +203,14 @@ class Trainer:
         self._share_statistics()
         total = len(groups) * labelling.views * self._shard_size()
         with progress.task(f"clustering round {self.rounds + 1}", total) as advance:
-            result = clustering_round(
+            result, self.memory = clustering_round(
                 lambda heads, draw: self._predict(heads, draw, advance),
                 groups,
                 self.loader.num_clips,
                 self.prior,
                 labelling,
                 first_draw,
+                self.memory,
             )
         self._record(result)
         self.labels = result.labels
@@ -196,7 +218,7 @@ class Trainer:
         self._advance()
         self.save()
 
-    def _predict(self, heads: Tensor, draw: int, advance: progress.Advance) -> Any:
+    def _predict(self, heads: Tensor, draw: int, advance: progress.Advance) -> Iterator[Prediction]:
         for prediction in predictions(
             self.model,
             self.loader,
@@ -206,7 +228,8 @@ class Trainer:
             augment=True,
             draw=draw,
         ):
-            self._leave_if_asked()
+            if distributed.world_size() == 1:  # else the processes' batches may differ in number
+                self._leave_if_asked()
             advance(len(prediction[0]))
             yield prediction
 
@@ -238,6 +261,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         modalities = self.model.modalities
+        hold_rare_statistics(self.model, batch)
         with autocast(self.device, self.config.training.precision):
             logits = self.replica(**inputs(batch, modalities))
         labels = self.labels[:, batch.index.to(self.labels.device)]
@@ -259,28 +283,21 @@ class Trainer:
         losses = torch.stack(self._losses)
         self._losses.clear()
         if distributed.any_rank(not bool(losses.isfinite().all()), self.device):
-            kept = (
-                f"{self.checkpoint} keeps the last good state" if self.rounds else "nothing saved"
-            )
-            raise SelaviError(
-                f"training diverged by step {self.step}: the loss is not finite; {kept}; "
-                "use a smaller training.lr or a training.clip_norm"
-            )
+            self._stop_diverged()
         if self.writer:
             self.writer.add_scalar("train/loss", losses.mean().item(), self.step)
             self.writer.add_scalar("train/lr", self._learning_rate(), self.step)
 
+    def _stop_diverged(self) -> NoReturn:
+        kept = f"{self.checkpoint} keeps the last good state; " if self.checkpoint.exists() else ""
+        raise SelaviError(
+            f"training diverged by step {self.step}: the loss or a weight is not finite; {kept}"
+            "start a new run with a smaller training.lr or a training.clip_norm"
+        )
+
     def _learning_rate(self) -> float:
-        training = self.config.training
         epoch = self.step / self.order.steps
-        lr = training.lr * distributed.world_size()
-        if epoch < training.warmup_epochs:
-            return lr * (self.step + 1) / (training.warmup_epochs * self.order.steps)
-        if training.lr_schedule == "constant":
-            return lr
-        left = max(self.epochs - training.warmup_epochs, 1)
-        done = (epoch - training.warmup_epochs) / left
-        return lr * 0.5 * (1 + math.cos(math.pi * done))
+        return learning_rate(self.config.training, epoch, self.epochs, self.order.steps)
 
     def _step_seed(self) -> int:
         return (self.config.seed * 1_000_003 + self.step) * 4_096 + distributed.rank()
@@ -295,7 +312,8 @@ class Trainer:
 
     def _leave_if_asked(self) -> None:
         if distributed.any_rank(self.flag.is_set, self.device):
-            self.save()
+            if self.prepared:  # else it begins anew, from the untouched model
+                self.save()
             raise Interrupted
 
     def _save_is_due(self) -> bool:
@@ -303,12 +321,16 @@ class Trainer:
         return distributed.any_rank(late, self.device)
 
     def save(self, final: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint, once the losses so far are known to be finite.
+        """Write the checkpoint, once the losses and the weights are known to be finite.
 
         Args:
             final: what labelling other clips needs, once the run is finished.
         """
         self._look_at_losses()
+        if not all(bool(t.isfinite().all()) for t in self.model.state_dict().values()):
+            self._stop_diverged()
+        now = time.monotonic()
+        self.seconds, self._last_save = self.seconds + now - self._last_save, now
         if distributed.is_main():
             save_checkpoint(
                 self.checkpoint,
@@ -320,21 +342,40 @@ class Trainer:
                     "rounds": self.rounds,
                     "prepared": self.prepared,
                     "labels": self.labels,
+                    "memory": None if final else self.memory,
                     "history": self.history,
+                    "seconds": self.seconds,
+                    "identity": self.identity,
+                    "prior": self.prior,
                     **({"final": final} if final else {}),
                 },
             )
-        self._last_save = time.monotonic()
 
     def resume(self) -> None:
-        """Continue from the checkpoint in the run folder."""
+        """Continue from the checkpoint in the run folder.
+
+        Raises:
+            SelaviError: other clips, another prior or another number of processes than the run
+                began with: its labels would not be those of an uninterrupted one.
+        """
         content = load_checkpoint(self.checkpoint)
+        began = {**content["identity"], "prior": content["prior"].tolist()}
+        now = {**self.identity, "prior": self.prior.tolist()}
+        for what, value in began.items():
+            if now[what] != value:
+                raise SelaviError(
+                    f"{self.checkpoint} was begun with other {what}: give the same, or start a new "
+                    "run with another --out"
+                )
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.rounds = content["step"], content["rounds"]
         self.prepared, self.history = content["prepared"], content["history"]
-        if content["labels"] is not None:
-            self.labels = content["labels"].to(self.device)
+        self.seconds = content["seconds"]
+        self.labels, self.memory = (
+            None if content[name] is None else content[name].to(self.device)
+            for name in ("labels", "memory")
+        )
 
 
 def _replicate(model: AudioVisualModel, device: torch.device) -> nn.Module:

@@ -34,9 +34,39 @@ def test_windows_fit_the_clips():
         ({"motion": "fast"}, "data.motion is 'fast'"),
         ({"win_ms": 100.0}, "raise n_fft"),
         ({"cache_seconds": 1.0}, "data.cache_seconds 1.0"),
-        ({"augment": AugmentConfig(crop_scale=(0.9, 0.5))}, "crop_scale"),
+        ({"fps": float("nan")}, "data.fps is nan"),
+        ({"audio_seconds": float("inf")}, "data.audio_seconds is inf"),
+        ({"audio_seconds": 1e-6}, "data.audio_seconds is 1e-06, less than one sample"),
+        ({"hop_ms": 0.001}, "data.hop_ms"),
+        ({"cache_seconds": -1.0}, "data.cache_seconds is -1.0"),
+        ({"f_min": 12_000.0}, "data.f_min is 12000.0"),
     ],
 )
 def test_bad_values_are_named(values, words):
     with pytest.raises(SelaviError, match=words):
         DataConfig(**values)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"crop_scale": (0.9, 0.5)},
+        {"crop_scale": (0.5,)},
+        {"crop_scale": ("a", 1.0)},
+        {"crop_ratio": 0.0},
+        {"time_masks": -1},
+        {"frequency_mask": 1.5},
+        {"blur_probability": -0.1},
+        {"color_jitter": float("nan")},
+        {"time_shift": float("inf")},
+    ],
+)
+def test_bad_augmentation_is_named(values):
+    with pytest.raises(SelaviError, match=rf"data\.augment\.{next(iter(values))} is "):
+        AugmentConfig(**values)
+
+
+def test_a_cache_as_long_as_the_window_survives_fitting():
+    config = DataConfig(audio_seconds=1.0, cache_seconds=1.0, fit_seconds=5.0)
+    for seconds in np.linspace(0.1, 4.9, 200):
+        assert config.fitted(np.array([seconds])).fit_seconds == 0

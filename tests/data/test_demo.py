@@ -71,6 +71,11 @@ def test_the_same_seed_gives_the_same_clip():
 def test_bad_arguments(tmp_path):
     with pytest.raises(SelaviError, match="at least 30"):
         render_demo(tmp_path, num_clips=29)
+    with pytest.raises(SelaviError, match="seed is -1"):
+        render_demo(tmp_path, num_clips=30, seed=-1)
+    (tmp_path / "file").touch()
+    with pytest.raises(SelaviError, match="cannot write the demo"):
+        render_demo(tmp_path / "file" / "demo", num_clips=30)
     (tmp_path / "clips").mkdir()
     (tmp_path / "clips" / "00000.mp4").mkdir()  # a folder where a file should go
     with pytest.raises(SelaviError, match="could not be written"):

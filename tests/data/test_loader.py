@@ -115,6 +115,22 @@ def test_leaving_early_and_coming_back(loader):
     assert threading.active_count() == before
 
 
+def test_no_indices_give_no_batch(loader):
+    for one in (loader, FeatureLoader(torch.ones(2, 3), None)):
+        none = torch.zeros(0, dtype=torch.int64)
+        assert not list(one.batches(none, batch_size=2, augment=True, draw=0))
+
+
+def test_another_folder_than_the_scanned_one(collection, scanned, tmp_path):
+    cache = tmp_path / "cache"
+    for root, words in ((tmp_path, "does not hold"), (tmp_path / "missing", "is not a folder")):
+        with pytest.raises(SelaviError, match=words):
+            open_loader(scanned, root, CACHED, seed=0, workers=0, cache_folder=cache)
+    assert not cache.exists()
+    with pytest.raises(SelaviError, match="workers is -1"):
+        open_loader(scanned, collection, CONFIG, seed=0, workers=-1)
+
+
 def test_a_cache_needs_a_folder(collection, scanned):
     with pytest.raises(SelaviError, match="cache folder"):
         open_loader(scanned, collection, CACHED, seed=0, workers=0)
@@ -145,6 +161,7 @@ def test_features():
         (None, None, "no features"),
         (torch.ones(3, 2), torch.ones(4, 2), "video has 3 rows and audio 4"),
         (torch.ones(3), None, "give .N, D."),
+        (torch.ones(0, 3), None, "give .N, D."),
         (torch.tensor([[1.0, torch.nan]]), None, "video features of row 0"),
         (torch.tensor([[1.0], [torch.inf]]), None, "row 1"),
         (torch.full((1, 2), torch.nan), None, "row 0 has neither"),

@@ -105,9 +105,19 @@ def test_a_crashing_decoder_costs_one_file(folder, tmp_path, monkeypatch):
     for name in ("a.mp4", "b.mp4"):
         shutil.copy(folder / "mute.mp4", tmp_path / name)
     monkeypatch.setattr(manifest_module, "isolated_map", _map_that_crashes_on_a)
-    rows = scan(tmp_path, workers=1).table.to_pylist()
+    cache = tmp_path / "cache" / "scan.parquet"
+    rows = scan(tmp_path, workers=1, cache=cache).table.to_pylist()
     assert [row["reason"] for row in rows] == ["crashed", ""]
     assert "exit code" in rows[0]["message"]
+    monkeypatch.undo()  # it may have been for want of memory: the next scan looks again
+    rows = {r["path"]: r for r in scan(tmp_path, workers=0, cache=cache).table.to_pylist()}
+    assert rows["a.mp4"]["reason"] == ""
+
+
+def test_a_cache_that_cannot_be_written(folder, tmp_path):
+    shutil.copy(folder / "mute.mp4", tmp_path)
+    with pytest.raises(SelaviError, match=r"cannot write the cache .*SELAVI_CACHE"):
+        scan(tmp_path, workers=0, cache=tmp_path / "mute.mp4" / "scans" / "x.parquet")
 
 
 def _map_that_crashes_on_a(function, items, **options):
@@ -123,6 +133,8 @@ def _map_that_crashes_on_a(function, items, **options):
 def test_folders_without_videos(tmp_path):
     with pytest.raises(SelaviError, match="is not a folder"):
         scan(tmp_path / "missing", workers=0)
+    with pytest.raises(SelaviError, match="workers is -2"):
+        scan(tmp_path, workers=-2)
     with pytest.raises(SelaviError, match="has no files"):
         scan(tmp_path, workers=0)
     (tmp_path / "notes.txt").write_text("words")

@@ -1,14 +1,15 @@
-import json
 import logging
 import shutil
 
 import numpy as np
 import pytest
 
+from selavi import distributed
 from selavi.data import source as source_module
+from selavi.data.cached_source import CachedSource
 from selavi.data.config import DataConfig
 from selavi.data.manifest import scan
-from selavi.data.source import CachedSource, FileSource, Windows
+from selavi.data.source import FileSource, Windows
 from selavi.errors import SelaviError
 
 SMALL = dict(
@@ -107,15 +108,32 @@ def test_files_that_fail_later_are_missing_and_reported_once(collection, caplog,
         assert not batch.frames[gone].any() and not batch.waveform[corrupt].any()
 
 
-def test_a_cache_remembers_what_failed(collection, tmp_path):
+def test_a_cache_tries_what_failed_again(collection, tmp_path, caplog, monkeypatch):
     files = files_of(collection, cache_seconds=1.0)
     gone = [p.rsplit("/", 1)[1] for p in files.paths].index("good.mp4")
-    (collection / "good.mp4").unlink()
-    for _ in range(2):
+    (collection / "good.mp4").rename(tmp_path / "away")
+    for opened in (1, 2):
         cached = CachedSource(files, tmp_path / "cache")
-        assert list(cached.failures) == [gone]
+        assert list(cached.failures) == [gone] and len(caplog.records) == opened
         assert not cached.clips.has_video[gone] and not cached.clips.has_audio[gone]
-    assert json.loads((cached.folder / "clips.json").read_text())["failures"]
+    (tmp_path / "away").rename(collection / "good.mp4")
+    monkeypatch.setattr(distributed, "rank", lambda: 1)  # leaves it to rank 0
+    assert list(CachedSource(files, tmp_path / "cache").failures) == [gone]
+    monkeypatch.undo()
+    progress = []
+    for _ in range(2):
+        cached = CachedSource(files, tmp_path / "cache", on_progress=lambda *a: progress.append(a))
+        assert not cached.failures and progress == [(1, 1)]
+    fresh = CachedSource(files, tmp_path / "fresh")
+    for name in ("frames", "waveform"):
+        np.testing.assert_array_equal(getattr(cached, name), getattr(fresh, name))
+    np.testing.assert_array_equal(cached.clips.has_audio, fresh.clips.has_audio)
+
+
+def test_a_cache_that_cannot_be_written(collection):
+    files = files_of(collection, cache_seconds=1.0)
+    with pytest.raises(SelaviError, match=r"cannot write the cache .*SELAVI_CACHE"):
+        CachedSource(files, collection / "good.mp4" / "cache")
 
 
 def test_collections_of_one_modality_have_one_array(folder, tmp_path):

@@ -148,7 +148,7 @@ def test_features_of_a_run_can_be_labelled(run: RunFolder, tmp_path: Path) -> No
         "labelling.second_view=false",
         "labelling.num_heads=1",
         "labelling.prior=uniform",
-        "labelling.initialization=random",
+        "labelling.shared_fraction=0",
         "training.precision=float32",
         "data.cache_seconds=0",
     ],
@@ -183,11 +183,36 @@ def test_mistakes_are_told_in_one_line(run, videos, tmp_path, capsys) -> None:
     assert "cannot write" in bad(capsys, "cluster", videos, "-k", 3, "-o", "/proc/run", *tiny)
     assert "not finished" in bad(capsys, "assign", unfinished(tmp_path), videos, "-o", out)
     assert "cannot read" in bad(capsys, "label", tmp_path / "none.npz", "-k", 3, "-o", out)
+    for setting, value in (("rounds", 0), ("memory", 1.0), ("lam", 0.0), ("views", 0)):
+        change = ("--set", f"labelling.{setting}={value}")
+        told = bad(capsys, "cluster", videos, "-k", 3, "-o", out, *tiny, *change)
+        assert f"labelling.{setting} is {value}: give" in told
+    assert "selavi label" in bad(
+        capsys, "cluster", videos, "-k", 3, "-o", out, "--preset", "features"
+    )
     assert "needs columns" in bad(capsys, "evaluate", run.path, "--labels", videos / "notes.txt")
 
 
 def unfinished(tmp_path: Path) -> Path:
     folder = tmp_path / "unfinished"
     folder.mkdir()
-    torch.save({"format": 1}, folder / "checkpoint.pt")
+    torch.save({"format": 2}, folder / "checkpoint.pt")
     return folder
+
+
+def test_a_silent_track_and_a_rare_modality_do_no_harm(tmp_path: Path) -> None:
+    """Sound that is there but all zeros, in one clip of sixteen more a real sound."""
+    import numpy as np
+
+    from selavi.data.demo import draw_picture, make_sound, write_clip
+
+    rng = np.random.default_rng(0)
+    for i in range(16):
+        sound = make_sound(i % 5, rng) if i == 0 else np.zeros(19_200, np.float32)
+        write_clip(tmp_path / f"{i:02d}.mp4", draw_picture(i % 5, rng), sound, fps=15)
+        if i > 12:
+            write_clip(tmp_path / f"{i:02d}.mp4", draw_picture(i % 5, rng), None, fps=15)
+    out = tmp_path.parent / "silent run"
+    selavi("cluster", tmp_path, "-k", 3, "-o", out, "--preset", "tiny", settings=tuple(FAST))
+    labels = RunFolder(out).read_labels()
+    assert labels.num_rows == 16 and labels["cluster"].null_count == 0

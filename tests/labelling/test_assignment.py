@@ -9,7 +9,7 @@ from selavi.labelling.assignment import (
     mean_log_softmax,
 )
 from selavi.labelling.config import LabellingConfig
-from selavi.labelling.final import joint_log_p, label_clips, solve_potentials
+from selavi.labelling.final import joint_log_p, label_clips, solve_labellings
 from selavi.labelling.priors import make_prior
 from selavi.labelling.selection import head_agreement
 
@@ -76,7 +76,7 @@ def test_round_labels_each_group_from_its_own_draw() -> None:
     present = torch.ones(1, 60, dtype=torch.bool)
     groups = [torch.tensor([0, 3]), torch.tensor([1, 2])]
     prior = make_prior("uniform", 5)
-    found = clustering_round(
+    found, _ = clustering_round(
         lambda heads, draw: batches([logits[draw - 10][heads]], present),
         groups, 60, prior, CONFIG, first_draw=10,
     )  # fmt: skip
@@ -91,7 +91,8 @@ def test_final_labels() -> None:
     present = {m: torch.ones(80, dtype=torch.bool) for m in log_p}
     present["audio"][:10] = False
     prior = make_prior("uniform", 5)
-    potentials = solve_potentials(log_p, present, prior, config)
+    solved = solve_labellings(log_p, present, prior, config)
+    potentials = {name: solution.potentials[0] for name, solution in solved.items()}
     labels = label_clips(log_p, present, potentials, config.lam)
     joint = assign(joint_log_p(log_p, present)[None], prior, config)
     assert torch.equal(labels.cluster, joint.labels[0])
@@ -106,3 +107,33 @@ def test_the_odd_head_agrees_least() -> None:
     labels[2] = labels[2][torch.randperm(100, generator=torch.Generator().manual_seed(0))]
     assert head_agreement(labels).argmin() == 2
     assert head_agreement(labels[:1]).tolist() == [1.0]
+
+
+def test_memory_mixes_in_the_rounds_before() -> None:
+    logits = torch.randn(2, 4, 60, 5)
+    present = torch.ones(1, 60, dtype=torch.bool)
+    config = LabellingConfig(num_clusters=5, second_view=False, memory=0.25)
+    prior = make_prior("uniform", 5)
+    store = None
+    for number in range(2):
+        found, store = clustering_round(
+            lambda heads, draw: batches([logits[draw][heads]], present),
+            [torch.arange(4)], 60, prior, config, number, store,
+        )  # fmt: skip
+    expected = 0.25 * logits[0].log_softmax(-1) + 0.75 * logits[1].log_softmax(-1)
+    torch.testing.assert_close(store, expected)
+    assert torch.equal(found.labels, assign(expected, prior, config).labels)
+
+
+def test_clips_that_could_not_be_read_take_no_part() -> None:
+    config = LabellingConfig(num_clusters=4)
+    log_p = torch.randn(1, 100, 4).log_softmax(-1)
+    log_p[:, 40:] = 0
+    prior = make_prior("uniform", 4)
+    alone = assign(log_p[:, :40], prior, config)
+    assert torch.equal(assign(log_p, prior, config).labels[:, :40], alone.labels)
+    present = {"video": torch.arange(100) < 40}
+    labels = label_clips({"video": log_p[0]}, present, {"joint": alone.potentials[0]}, config.lam)
+    assert (labels.cluster[40:] == -1).all() and labels.confidence[40:].isnan().all()
+    with pytest.raises(SelaviError, match="no clip could be read"):
+        assign(torch.zeros(1, 10, 4), prior, config)

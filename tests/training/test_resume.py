@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from selavi.report.run_folder import RunFolder
@@ -54,6 +55,10 @@ BREAKS = {
         "count_calls(trainer.Trainer, '_train_step', 14, lambda: kill(signal.SIGTERM))",
         75,
     ),
+    "asked by SIGTERM during preparation": (
+        "count_calls(trainer, 'predictions', 1, lambda: kill(signal.SIGTERM))",
+        75,
+    ),
     "asked by SIGUSR1 inside a round": (
         "count_calls(trainer, 'predictions', 8, lambda: kill(signal.SIGUSR1))",
         75,
@@ -94,7 +99,8 @@ def test_resumed_labels_equal_uninterrupted(
     stopped = run(feature_file, out, breaks_in)
     assert stopped.returncode == exit_code, stopped.stderr
     assert not RunFolder(out).labels_parquet.exists()
-    load_checkpoint(RunFolder(out).checkpoint)  # whole, whenever the kill came
+    if RunFolder(out).checkpoint.exists():
+        load_checkpoint(RunFolder(out).checkpoint)  # whole, whenever the kill came
 
     resumed = run(feature_file, out, "", "--resume")
     assert resumed.returncode == 0, resumed.stderr
@@ -113,16 +119,40 @@ def test_existing_run_is_not_lost(feature_file: Path, tmp_path: Path) -> None:
     assert (out / "checkpoint.pt").read_bytes() == before
 
 
-def test_divergence_keeps_last_good_checkpoint(feature_file: Path, tmp_path: Path) -> None:
-    breaks_in = """
+@pytest.mark.parametrize("step", [14, 18])  # 18 is an epoch's last: its loss is still finite
+def test_divergence_keeps_last_good_checkpoint(
+    step: int, feature_file: Path, tmp_path: Path
+) -> None:
+    breaks_in = f"""
 def spoil():
-    import torch
     trainer.Trainer._learning_rate = lambda self: float('nan')
-count_calls(trainer.Trainer, '_train_step', 14, spoil)
+count_calls(trainer.Trainer, '_train_step', {step}, spoil)
 """
     done = run(feature_file, tmp_path / "run", breaks_in)
     assert done.returncode == 2
     assert "diverged" in done.stderr and "Traceback" not in done.stderr
     content = load_checkpoint(tmp_path / "run" / "checkpoint.pt")
     assert all(t.isfinite().all() for t in content["model"].values())
-    assert 0 < content["step"] < 14
+    assert 0 < content["step"] < step
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [("order", "clips"), ("prior", "prior")],
+)
+def test_resuming_something_else_is_refused(
+    change: str, what: str, feature_file: Path, tmp_path: Path
+) -> None:
+    sizes = tmp_path / "sizes.txt"
+    sizes.write_text("1 2 3 4 5")
+    options = ("--prior", str(sizes))
+    assert run(feature_file, tmp_path / "run", "", *options).returncode == 0
+    before = (tmp_path / "run" / "labels.csv").read_bytes()
+    if change == "order":
+        arrays = dict(np.load(feature_file))
+        np.savez(feature_file, **{name: rows[::-1] for name, rows in arrays.items()})
+    else:
+        sizes.write_text("5 5 5 5 6")
+    again = run(feature_file, tmp_path / "run", "", "--resume", *options)
+    assert again.returncode == 2 and f"other {what}" in again.stderr
+    assert (tmp_path / "run" / "labels.csv").read_bytes() == before
