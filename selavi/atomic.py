@@ -28,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
         _to_disk(path.parent)
     except OSError as error:
         raise SelaviError(
-            f"cannot write {path}: {error.strerror or error}; free space or choose another --out"
+            f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
         with suppress(OSError):  # where even this fails, the first error is the one to tell

@@ -14,6 +14,8 @@ class LabellingConfig:
         num_clusters: K.
         num_heads: H, independent labellings learned side by side; 1 switches multi-head off.
         prior: cluster sizes: ``uniform``, ``gaussian``, ``zipf`` or a file of K numbers.
+        prior_from: part of the training before which rounds assume equal sizes: a prior that comes
+            when the encoders know little makes the wrong clusters large, and they stay so.
         gaussian_sd: relative standard deviation of the Gaussian prior.
         rounds: clustering rounds during training.
         schedule_power: round j of n falls at the fraction (j / n)^power of training.
@@ -33,6 +35,7 @@ class LabellingConfig:
     num_clusters: int
     num_heads: int = 10
     prior: str = "uniform"
+    prior_from: float = 0.0
     gaussian_sd: float = 0.1
     rounds: int = 50
     schedule_power: float = 1.5
@@ -49,6 +52,6 @@ class LabellingConfig:
         check_ranges("labelling", self, {
             "num_clusters": (2, math.inf), "num_heads": (1, math.inf), "gaussian_sd": (0, 10),
             "rounds": (1, math.inf), "schedule_power": (0.01, 100), "lam": (1e-6, 1e6),
-            "tol": (1e-15, 2), "max_iterations": (1, math.inf), "shared_fraction": (0, 0.99),
+            "tol": (1e-15, 2), "max_iterations": (1, math.inf), "shared_fraction": (0, 0.99), "prior_from": (0, 1),
             "memory": (0, 0.99), "views": (1, math.inf),
         })  # fmt: skip

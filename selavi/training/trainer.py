@@ -199,6 +199,8 @@ class Trainer:
         groups = head_groups(
             labelling.num_heads, labelling, seed=self.config.seed, round_=self.rounds
         )
+        early = self.step < labelling.prior_from * self.total_steps
+        prior = torch.full_like(self.prior, 1 / len(self.prior)) if early else self.prior
         first_draw = FIRST_ROUND_DRAW + self.rounds * len(groups) * labelling.views
         self._share_statistics()
         total = len(groups) * labelling.views * self._shard_size()
@@ -207,7 +209,7 @@ class Trainer:
                 lambda heads, draw: self._predict(heads, draw, advance),
                 groups,
                 self.loader.num_clips,
-                self.prior,
+                prior,
                 labelling,
                 first_draw,
                 self.memory,
