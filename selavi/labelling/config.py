@@ -52,6 +52,6 @@ class LabellingConfig:
         check_ranges("labelling", self, {
             "num_clusters": (2, math.inf), "num_heads": (1, math.inf), "gaussian_sd": (0, 10),
             "rounds": (1, math.inf), "schedule_power": (0.01, 100), "lam": (1e-6, 1e6),
-            "tol": (1e-15, 2), "max_iterations": (1, math.inf), "shared_fraction": (0, 0.99), "prior_from": (0, 1),
-            "memory": (0, 0.99), "views": (1, math.inf),
+            "tol": (1e-15, 2), "max_iterations": (1, math.inf), "shared_fraction": (0, 0.99),
+            "prior_from": (0, 1), "memory": (0, 0.99), "views": (1, math.inf),
         })  # fmt: skip
