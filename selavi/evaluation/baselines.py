@@ -56,8 +56,8 @@ def baselines(
         log_mel_and_pixels: both;
         random_encoder: the untrained encoders' embeddings of all modalities;
         or, of given features, video_features, audio_features and video_and_audio_features;
-        and each of them whitened; and shared_subspace: canonical variates of both modalities, which
-        is where the tiny preset's training starts from.
+        and each of them whitened; and of two modalities shared_subspace: their canonical variates,
+        which is where the tiny preset's training starts from.
     """
     encoder = _with_statistics(model, loader, batch_size, seed)
     rows: dict[str, list[Tensor]] = defaultdict(list)
@@ -75,9 +75,10 @@ def baselines(
     with threadpool_limits(1):
         labels = {name: k_means.fit_predict(values.numpy()) for name, values in points.items()}
     inputs, present = pooled_clips(loader, batch_size=batch_size)
-    labels["shared_subspace"] = shared_labels(
-        inputs, present, num_clusters=num_clusters, num_heads=1, seed=seed
-    )[0]
+    if len(inputs) == 2:
+        labels["shared_subspace"] = shared_labels(
+            inputs, present, num_clusters=num_clusters, num_heads=1, seed=seed
+        )[0]
     return labels
 
 
