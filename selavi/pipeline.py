@@ -139,7 +139,6 @@ def baseline_labels(
         Manifest.load(run.manifest), videos, config, workers or reading_processes(), device
     )
     model = build_model(config, content["final"]["input_sizes"], device)
-    progress.say("k-means on pixels, on sound and on a random encoder")
     return baselines(loader, model, config.labelling.num_clusters, config.seed)
 
 

@@ -12,6 +12,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+from selavi import progress
 from selavi.data.pooled import CLIP_SHAPE, pooled_clips, pooled_inputs
 from selavi.labelling.shared import shared_labels
 
@@ -62,9 +63,12 @@ def baselines(
     encoder = _with_statistics(model, loader, batch_size, seed)
     rows: dict[str, list[Tensor]] = defaultdict(list)
     every_clip = torch.arange(loader.num_clips)
-    for batch in loader.batches(every_clip, batch_size=batch_size, augment=False, draw=0):
-        for name, values in _describe(batch, encoder).items():
-            rows[name].append(values.float().cpu())
+    batches = loader.batches(every_clip, batch_size=batch_size, augment=False, draw=0)
+    with progress.task("describing clips for k-means", loader.num_clips) as advance:
+        for batch in batches:
+            for name, values in _describe(batch, encoder).items():
+                rows[name].append(values.float().cpu())
+            advance(len(batch.index))
     single = {name: _components(torch.cat(values), seed) for name, values in rows.items()}
     plain = _joined(single)
     whitened = _joined({name: _whiten(points) for name, points in single.items()})
@@ -72,8 +76,11 @@ def baselines(
     k_means = KMeans(num_clusters, n_init=10, random_state=seed)
     # So few numbers an iteration that a second thread costs more than it brings, much more on a
     # busy machine.
-    with threadpool_limits(1):
-        labels = {name: k_means.fit_predict(values.numpy()) for name, values in points.items()}
+    labels = {}
+    with threadpool_limits(1), progress.task("k-means", len(points)) as advance:
+        for name, values in points.items():
+            labels[name] = k_means.fit_predict(values.numpy())
+            advance()
     inputs, present = pooled_clips(loader, batch_size=batch_size)
     if len(inputs) == 2:
         labels["shared_subspace"] = shared_labels(

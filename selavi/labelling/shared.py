@@ -4,6 +4,8 @@ A random encoder's predictions say little, and self-labelling takes long to leav
 both modalities show is seldom chance, and linear algebra finds it: canonical correlation analysis.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -45,16 +47,17 @@ def shared_labels(
     num_clusters: int,
     num_heads: int,
     seed: int,
+    on_head: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """k-means in the shared subspace, from other random starts for each head: (H, N) int64."""
     points = shared_subspace(inputs, present)
+    labels = np.empty((num_heads, len(points)), dtype=np.int64)
     with threadpool_limits(1):  # its threads spin where cores are shared
-        return np.stack(
-            [
-                KMeans(num_clusters, n_init=3, random_state=seed + head).fit_predict(points)
-                for head in range(num_heads)
-            ]
-        ).astype(np.int64)
+        for head in range(num_heads):
+            k_means = KMeans(num_clusters, n_init=3, random_state=seed + head)
+            labels[head] = k_means.fit_predict(points)
+            on_head()
+    return labels
 
 
 def _whiten(rows: np.ndarray, present: np.ndarray) -> np.ndarray:

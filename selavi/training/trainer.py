@@ -171,13 +171,15 @@ class Trainer:
             labelling.num_heads, self.loader.num_clips, dtype=torch.int64, device=self.device
         )
         if distributed.is_main():
-            labels = shared_labels(
-                pooled,
-                present,
-                num_clusters=labelling.num_clusters,
-                num_heads=labelling.num_heads,
-                seed=self.config.seed,
-            )
+            with progress.task("first labels", labelling.num_heads) as advance:
+                labels = shared_labels(
+                    pooled,
+                    present,
+                    num_clusters=labelling.num_clusters,
+                    num_heads=labelling.num_heads,
+                    seed=self.config.seed,
+                    on_head=advance,
+                )
             self.labels.copy_(torch.from_numpy(labels))
         distributed.broadcast(self.labels)
 
