@@ -25,15 +25,21 @@ Prior = Annotated[
 ]
 Preset = Annotated[
     str | None,
-    typer.Option(help="tiny, paper or a YAML file such as a run's config.yaml. [by the machine]"),
+    typer.Option(
+        help="tiny, paper or a YAML file such as a run's config.yaml. Default: by the machine."
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change a setting: key=value, e.g. labelling.alignment=false."),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
-Seed = Annotated[int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of all randomness. [0]")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes that read files. [one a CPU]")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=2**31 - 1, help="Seed of all randomness. Default: 0.")
+]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Processes that read files. Default: one a CPU.")
+]
 
 
 @app.command()
@@ -84,7 +90,7 @@ def assign(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     videos: Annotated[Path, typer.Argument(help="Folder of videos to label.")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder to write. [RUN/assigned]")
+        Path | None, typer.Option("--out", "-o", help="Folder to write. Default: RUN/assigned.")
     ] = None,
     workers: Workers = None,
 ) -> None:
