@@ -59,7 +59,7 @@ def cluster(
     """
     device = distributed.initialize()
     workers = workers or reading_processes()
-    _check_config(config)
+    prior_of(config)  # refuses a bad prior before any file is opened
     if "features" in (config.model.video, config.model.audio):
         raise SelaviError("the preset is made for features: use `selavi label`, or another preset")
     run = RunFolder.open(out, config_to_dict(config), resume=resume)
@@ -83,7 +83,7 @@ def label_features(features: Path, out: Path, config: Config, *, resume: bool = 
         out, config, resume: as in `cluster`.
     """
     device = distributed.initialize()
-    _check_config(config)
+    prior_of(config)  # refuses a bad prior before any file is opened
     if (config.model.video, config.model.audio) != ("features", "features"):
         raise SelaviError("the settings are not made for features: use `selavi cluster`")
     video, audio, names = read_features(features)
@@ -272,11 +272,6 @@ def _fingerprint(names: list[str], *arrays: np.ndarray) -> str:
     for array in arrays:
         digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
-
-
-def _check_config(config: Config) -> None:
-    """What can be refused before any file is opened."""
-    prior_of(config)
 
 
 def prior_of(config: Config) -> Tensor:

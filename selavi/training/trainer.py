@@ -136,7 +136,7 @@ class Trainer:
         self.save()
 
     def _prepare(self) -> None:
-        """Warm BatchNorm up, then let the audio heads speak of the video heads' clusters."""
+        """Warm BatchNorm up, find first labels and align the modalities, as configured; save."""
         labelling = self.config.labelling
         warmup = self.config.training.bn_warmup_batches
         indices = self.order.indices(0, 0)[: warmup * self.order.batch_size]
