@@ -4,11 +4,11 @@
 
 STABLE_TORCH_LIBRARY(selavi, m) {
   m.def(
-      "sinkhorn_pass(Tensor log_p, Tensor v, Tensor row_marginal, float lam) "
+      "sinkhorn_pass(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) "
       "-> (Tensor col_mass, Tensor mean_logsumexp)");
-  m.def("sinkhorn_overlap(Tensor log_p, Tensor v, Tensor row_marginal, float lam) -> Tensor");
+  m.def("sinkhorn_overlap(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) -> Tensor");
   m.def(
-      "sinkhorn_labels(Tensor log_p, Tensor v, float lam) "
+      "sinkhorn_labels(Tensor log_p, Tensor v, Tensor lam) "
       "-> (Tensor labels, Tensor logsumexp, Tensor confidence)");
   m.def("permute_prior(Tensor prior, Tensor mass) -> Tensor");
   m.def(

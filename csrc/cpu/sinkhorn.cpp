@@ -30,12 +30,15 @@ struct Blocks {
       : rows(std::max(kMinBlockRows, (n + kBlocks - 1) / kBlocks)), count((n + rows - 1) / rows) {}
 };
 
-void check_matrix(const Tensor& log_p, const Tensor& v) {
+void check_matrix(const Tensor& log_p, const Tensor& v, const Tensor& lam) {
   STD_TORCH_CHECK(log_p.dim() == 3, "log_p must be (B, N, K)");
   STD_TORCH_CHECK(v.scalar_type() == ScalarType::Double && v.is_contiguous(),
                   "v must be contiguous float64");
   STD_TORCH_CHECK(v.size(0) == log_p.size(0) && v.size(v.dim() - 1) == log_p.size(2),
                   "v must have the B and K of log_p");
+  STD_TORCH_CHECK(lam.scalar_type() == ScalarType::Double && lam.is_contiguous() &&
+                      lam.dim() == 1 && lam.size(0) == log_p.size(0),
+                  "lam must be contiguous float64 (B,)");
 }
 
 void check_row_marginal(const Tensor& log_p, const Tensor& row_marginal) {
@@ -69,8 +72,8 @@ void pass_block(const MatrixView<Storage>& matrix, const double* v, int64_t cand
 }
 
 std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
-                                         const Tensor& row_marginal, double lam) {
-  check_matrix(log_p, v);
+                                         const Tensor& row_marginal, const Tensor& lam) {
+  check_matrix(log_p, v, lam);
   check_row_marginal(log_p, row_marginal);
   STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
@@ -82,6 +85,7 @@ std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
   std::vector<double> partial(static_cast<size_t>(problems * blocks.count * width), 0.0);
   const auto* v_data = static_cast<const double*>(v.const_data_ptr());
   const auto* weight = static_cast<const double*>(row_marginal.const_data_ptr());
+  const auto* lam_data = static_cast<const double*>(lam.const_data_ptr());
 
   dispatch_floating(log_p, "log_p", [&](auto tag) {
     using Storage = typename decltype(tag)::type;
@@ -90,7 +94,7 @@ std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
         const int64_t b = task / blocks.count, first = (task % blocks.count) * blocks.rows;
         double* block_mass = partial.data() + task * width;
         pass_block(matrix_of<Storage>(log_p, b), v_data + b * candidates * columns, candidates,
-                   weight + b * n, lam, first, std::min(first + blocks.rows, n), block_mass,
+                   weight + b * n, lam_data[b], first, std::min(first + blocks.rows, n), block_mass,
                    block_mass + candidates * columns);
       }
     });
@@ -135,8 +139,8 @@ void weighted_softmax_rows(const MatrixView<Storage>& matrix, const double* v, c
 
 // sum_i c_i pi_i pi_i^T, by matrix products over chunks of rows.
 Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
-                        double lam) {
-  check_matrix(log_p, v);
+                        const Tensor& lam) {
+  check_matrix(log_p, v, lam);
   check_row_marginal(log_p, row_marginal);
   STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
@@ -144,6 +148,7 @@ Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_
   auto* overlap_data = static_cast<double*>(overlap.mutable_data_ptr());
   const auto* v_data = static_cast<const double*>(v.const_data_ptr());
   const auto* weight = static_cast<const double*>(row_marginal.const_data_ptr());
+  const auto* lam_data = static_cast<const double*>(lam.const_data_ptr());
 
   dispatch_floating(log_p, "log_p", [&](auto tag) {
     using Storage = typename decltype(tag)::type;
@@ -160,7 +165,7 @@ Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_
         auto* rows_data = static_cast<Number*>(rows.mutable_data_ptr());
         torch::stable::parallel_for(origin, stop, kMinBlockRows, [&](int64_t first, int64_t last) {
           weighted_softmax_rows(matrix_of<Storage>(log_p, b), v_data + b * columns, problem_weight,
-                                lam, first, last, origin, rows_data);
+                                lam_data[b], first, last, origin, rows_data);
         });
         const Tensor product = torch::stable::matmul(torch::stable::transpose(rows, 0, 1), rows);
         const auto* product_data = static_cast<const Number*>(product.const_data_ptr());
@@ -174,14 +179,15 @@ Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_
 
 // labels = argmax_k x_ik (ties to the lowest k), logsumexp_i, and confidence = max_k softmax_k.
 std::tuple<Tensor, Tensor, Tensor> sinkhorn_labels(const Tensor& log_p, const Tensor& v,
-                                                   double lam) {
-  check_matrix(log_p, v);
+                                                   const Tensor& lam) {
+  check_matrix(log_p, v, lam);
   STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Tensor labels = torch::stable::new_empty(v, {problems, n}, ScalarType::Long);
   Tensor logsumexp = torch::stable::new_empty(v, {problems, n});
   Tensor confidence = torch::stable::new_empty(v, {problems, n});
   const auto* v_data = static_cast<const double*>(v.const_data_ptr());
+  const auto* lam_data = static_cast<const double*>(lam.const_data_ptr());
   auto* label_data = static_cast<int64_t*>(labels.mutable_data_ptr());
   auto* logsumexp_data = static_cast<double*>(logsumexp.mutable_data_ptr());
   auto* confidence_data = static_cast<double*>(confidence.mutable_data_ptr());
@@ -194,8 +200,9 @@ std::tuple<Tensor, Tensor, Tensor> sinkhorn_labels(const Tensor& log_p, const Te
         std::vector<double> x(static_cast<size_t>(columns));
         std::vector<Compute<Storage>> exponentials(static_cast<size_t>(columns));
         for (int64_t i = first; i < last; ++i) {
-          const RowSoftmax softmax = softmax_row(reader.row(i, last), v_data + b * columns, lam,
-                                                 columns, x.data(), exponentials.data());
+          const RowSoftmax softmax =
+              softmax_row(reader.row(i, last), v_data + b * columns, lam_data[b], columns, x.data(),
+                          exponentials.data());
           const auto best = std::find(x.begin(), x.end(), softmax.max);
           label_data[b * n + i] = best == x.end() ? 0 : best - x.begin();
           logsumexp_data[b * n + i] = softmax.max + std::log(softmax.sum);

@@ -1,6 +1,6 @@
 """The primitives in plain PyTorch, in float64: what every fused backend must reproduce.
 
-Shapes: B problems, N rows (samples), K columns (clusters), S candidate potentials. With
+Shapes: B problems, N rows (samples), K columns (clusters), S candidate potentials; lam (B,). With
 x_ik = lam * log_p_ik + v_k, Z_i = logsumexp_k x_ik and pi_ik = exp(x_ik - Z_i), the transport plan
 for the column potential v is Q_ik = c_i pi_ik: the row potential is u_i = log c_i - Z_i, so v alone
 is the state of a solver. Rows of weight c_i = 0 are skipped. Everything returned is float64.
@@ -16,18 +16,18 @@ _CHUNK = 16384
 
 
 def _scaled_rows(
-    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Chunks of x (B, n, K) and of the weights c (B, n), with a harmless x where c is 0."""
     for chunk, weight in zip(
         log_p.split(_CHUNK, dim=1), row_marginal.split(_CHUNK, dim=1), strict=True
     ):
-        x = lam * chunk.double() + v[:, None, :]
+        x = lam[:, None, None] * chunk.double() + v[:, None, :]
         yield x.masked_fill(weight[..., None] == 0, 0.0), weight
 
 
 def sinkhorn_pass(
-    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Column masses sum_i c_i pi_ik (B, S, K) and sum_i c_i Z_i (B, S) at v (B, S, K).
 
@@ -42,7 +42,7 @@ def sinkhorn_pass(
     return mass, mean_logsumexp
 
 
-def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> Tensor:
+def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:
     """sum_i c_i pi_i pi_i^T (B, K, K) for v (B, K): how much the clusters compete for rows."""
     overlap = v.new_zeros(*v.shape, v.shape[-1])
     for x, weight in _scaled_rows(log_p, v, row_marginal, lam):
@@ -51,16 +51,41 @@ def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float)
     return overlap
 
 
-def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """argmax_k x (ties to the lowest k) int64, Z and max_k pi, each (B, N), for v (B, K)."""
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for chunk in log_p.split(_CHUNK, dim=1):
-        x = lam * chunk.double() + v[:, None, :]
+        x = lam[:, None, None] * chunk.double() + v[:, None, :]
         logsumexp = x.logsumexp(-1)
         top = x.amax(-1)
         parts.append((x.argmax(-1), logsumexp, (top - logsumexp).exp()))
     labels, logsumexps, confidences = zip(*parts, strict=True)
     return torch.cat(labels, 1), torch.cat(logsumexps, 1), torch.cat(confidences, 1)
+
+
+def sinkhorn_plan(
+    log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Q_ik = c_i pi_ik (B, N, K) in dtype, for v (B, K): one read and one write."""
+    plan = torch.empty(log_p.shape, dtype=dtype, device=log_p.device)
+    first = 0
+    for x, weight in _scaled_rows(log_p, v, row_marginal, lam):
+        plan[:, first : first + x.shape[1]] = weight[..., None] * x.softmax(-1)
+        first += x.shape[1]
+    return plan
+
+
+def sinkhorn_column_logsumexp(log_p: Tensor, u: Tensor, lam: Tensor) -> Tensor:
+    """logsumexp_i(lam log_p_ik + u_i) (B, K) for u (B, N): the other half of an iteration.
+
+    -inf where a column is -inf throughout; rows with u_i = -inf are skipped.
+    """
+    running = torch.full_like(log_p[:, 0], -torch.inf, dtype=torch.float64)
+    for chunk, shift in zip(log_p.split(_CHUNK, dim=1), u.split(_CHUNK, dim=1), strict=True):
+        x = lam[:, None, None] * chunk.double() + shift[..., None]
+        x = x.masked_fill(shift[..., None].isneginf(), -torch.inf)
+        running = torch.logaddexp(running, x.logsumexp(-2))
+    return running
 
 
 def permute_prior(prior: Tensor, mass: Tensor) -> Tensor:

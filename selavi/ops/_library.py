@@ -16,14 +16,18 @@ class Primitives(Protocol):
     """What a backend provides; selavi.ops._definition says what each function computes."""
 
     def sinkhorn_pass(
-        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor]: ...
     def sinkhorn_overlap(
-        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float
+        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> Tensor: ...
     def sinkhorn_labels(
-        self, log_p: Tensor, v: Tensor, lam: float
+        self, log_p: Tensor, v: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]: ...
+    def sinkhorn_plan(
+        self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor, dtype: torch.dtype
+    ) -> Tensor: ...
+    def sinkhorn_column_logsumexp(self, log_p: Tensor, u: Tensor, lam: Tensor) -> Tensor: ...
     def permute_prior(self, prior: Tensor, mass: Tensor) -> Tensor: ...
     def accumulate_log_softmax_(
         self, store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tensor | None
@@ -48,15 +52,15 @@ def _load() -> bool:
 
 def _register_fakes() -> None:
     @torch.library.register_fake("selavi::sinkhorn_pass")
-    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> tuple[Tensor, Tensor]:
+    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(v), v.new_empty(v.shape[:2])
 
     @torch.library.register_fake("selavi::sinkhorn_overlap")
-    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: float) -> Tensor:
+    def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:
         return v.new_empty(*v.shape, v.shape[-1])
 
     @torch.library.register_fake("selavi::sinkhorn_labels")
-    def _(log_p: Tensor, v: Tensor, lam: float) -> tuple[Tensor, Tensor, Tensor]:
+    def _(log_p: Tensor, v: Tensor, lam: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows = log_p.shape[:2]
         return v.new_empty(rows, dtype=torch.int64), v.new_empty(rows), v.new_empty(rows)
 

@@ -39,12 +39,15 @@ class Problem:
     def evaluate(self, v: Tensor, lam: float, active: Tensor) -> tuple[Tensor, Tensor]:
         """Column masses (B, S, K) and f (B, S) at v (B, S, K); inactive problems weigh nothing."""
         weight = self.row_marginal * active[:, None]
-        mass, mean_logsumexp = self.primitives.sinkhorn_pass(self.log_p, v, weight, lam)
+        mass, mean_logsumexp = self.primitives.sinkhorn_pass(self.log_p, v, weight, self._lam(lam))
         return mass, (v * self.col_marginal[:, None]).sum(-1) - mean_logsumexp
+
+    def _lam(self, lam: float) -> Tensor:
+        return torch.full_like(self.col_marginal[:, 0], lam)
 
     def overlap(self, v: Tensor, lam: float, active: Tensor) -> Tensor:
         weight = self.row_marginal * active[:, None]
-        return self.primitives.sinkhorn_overlap(self.log_p, v, weight, lam)
+        return self.primitives.sinkhorn_overlap(self.log_p, v, weight, self._lam(lam))
 
 
 @dataclass

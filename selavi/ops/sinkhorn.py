@@ -117,13 +117,14 @@ def sinkhorn(
     _check_entries(matrix, c)
 
     backend_primitives = primitives(backend, log_p)
+    lam_each = torch.full_like(r[:, 0], lam)
     if permute:
-        mass, _ = backend_primitives.sinkhorn_pass(matrix, torch.zeros_like(r)[:, None], c, lam)
+        mass, _ = backend_primitives.sinkhorn_pass(matrix, torch.zeros_like(r)[:, None], c, lam_each)
         r = permute_prior(r, mass[:, 0], backend=backend)
     problem = Problem(backend_primitives, matrix, c, r, lam)
     newton = solver == "newton" or (solver == "auto" and k <= _NEWTON_MAX_COLUMNS)
     state = (solve_newton if newton else solve_sinkhorn)(problem, v, tol, max_iterations)
-    labels, logsumexp, confidence = backend_primitives.sinkhorn_labels(matrix, state.v, lam)
+    labels, logsumexp, confidence = backend_primitives.sinkhorn_labels(matrix, state.v, lam_each)
     u = torch.where(c > 0, c.log() - logsumexp, -torch.inf)
     return SinkhornResult(
         labels=labels.reshape(*batch, n),

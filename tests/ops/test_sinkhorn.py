@@ -12,6 +12,7 @@ from selavi.ops import _definition, sinkhorn
 
 LOGITS = Path(__file__).parents[3] / "shared" / "data" / "logits"
 LIBRARY = torch.ops.selavi
+LAM = torch.tensor([20.0], dtype=torch.float64)
 
 
 def zipf(k):
@@ -67,6 +68,7 @@ def primitive_arguments(problems, n, k, candidates, seed=0):
 def assert_primitives_match(log_p, v, c, lam=20.0):
     wide = log_p.dtype == torch.float64
     close = {"rtol": 1e-12, "atol": 1e-14} if wide else {"rtol": 3e-6, "atol": 3e-8}
+    lam = torch.full((len(log_p),), lam, dtype=torch.float64)
     for name, arguments in (
         ("sinkhorn_pass", (log_p, v, c, lam)),
         ("sinkhorn_overlap", (log_p, v[:, 0].contiguous(), c, lam)),
@@ -105,15 +107,15 @@ def test_primitives_match_definition_at_any_shape(problems, n, k, candidates, la
 @pytest.mark.usefixtures("compiled")
 def test_rows_of_zero_weight_are_not_read():
     log_p, v, c = primitive_arguments(1, 50, 7, 1)
-    clean = LIBRARY.sinkhorn_pass(log_p, v, c, 20.0)
+    clean = LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
     log_p[:, ::7] = torch.nan
-    poisoned = LIBRARY.sinkhorn_pass(log_p, v, c, 20.0)
+    poisoned = LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
     torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("compiled")
 def test_result_does_not_depend_on_the_number_of_threads():
-    arguments = (*primitive_arguments(2, 3000, 19, 2), 20.0)
+    arguments = (*primitive_arguments(2, 3000, 19, 2), LAM.expand(2).clone())
     threads = torch.get_num_threads()
     try:
         results = []
@@ -128,22 +130,22 @@ def test_result_does_not_depend_on_the_number_of_threads():
 
 @pytest.mark.usefixtures("compiled")
 def test_opcheck():
-    log_p, v, c = primitive_arguments(2, 30, 7, 3)
+    log_p, v, c = primitive_arguments(1, 30, 7, 3)
     v0 = v[:, 0].contiguous()
-    torch.library.opcheck(LIBRARY.sinkhorn_pass.default, (log_p, v, c, 20.0))
-    torch.library.opcheck(LIBRARY.sinkhorn_overlap.default, (log_p, v0, c, 20.0))
-    torch.library.opcheck(LIBRARY.sinkhorn_labels.default, (log_p, v0, 20.0))
+    torch.library.opcheck(LIBRARY.sinkhorn_pass.default, (log_p, v, c, LAM))
+    torch.library.opcheck(LIBRARY.sinkhorn_overlap.default, (log_p, v0, c, LAM))
+    torch.library.opcheck(LIBRARY.sinkhorn_labels.default, (log_p, v0, LAM))
 
 
 @pytest.mark.usefixtures("compiled")
 def test_primitives_compile_without_a_break():
     log_p, v, c = primitive_arguments(1, 30, 7, 1)
     function = torch.compile(
-        lambda x: LIBRARY.sinkhorn_pass(x * 2, v, c, 20.0)[0] + 1,
+        lambda x: LIBRARY.sinkhorn_pass(x * 2, v, c, LAM)[0] + 1,
         fullgraph=True,
         backend="aot_eager",
     )
-    torch.testing.assert_close(function(log_p), LIBRARY.sinkhorn_pass(log_p * 2, v, c, 20.0)[0] + 1)
+    torch.testing.assert_close(function(log_p), LIBRARY.sinkhorn_pass(log_p * 2, v, c, LAM)[0] + 1)
 
 
 # The solution -------------------------------------------------------------------------------------
