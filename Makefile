@@ -1,7 +1,7 @@
 .PHONY: develop test slow lint format
 
 develop:  ## editable install; builds the extension against the torch that is installed
-	pip install -c constraints.txt torch setuptools ninja
+	pip install -c constraints.txt torch setuptools ninja pybind11
 	pip install -c constraints.txt --no-build-isolation -e ".[dev]"
 
 test:
