@@ -1,6 +1,7 @@
 """Loads the compiled operators, gives them fake kernels, and picks a backend for a call."""
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, cast
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from selavi.ops import _definition
 
-Backend = Literal["auto", "torch", "cpu"]
+Backend = Literal["auto", "torch", "cpu", "numpy"]
 
 
 class Primitives(Protocol):
@@ -74,19 +75,26 @@ def _register_fakes() -> None:
 
 
 _BUILT = _load()
+_NUMPY_BUILT = find_spec("selavi.ops._numpy") is not None  # neither is imported here
+_HAS_NUMPY = find_spec("numpy") is not None
 
 
 def backends() -> dict[str, str]:
     """Every backend's name and "available", or why it cannot be used."""
     missing = "not built: install selavi with a C++ compiler, or run setup.py build_ext --inplace"
-    return {"torch": "available", "cpu": "available" if _BUILT else missing}
+    numpy = "available" if _HAS_NUMPY else "not usable: NumPy is not installed"
+    return {
+        "torch": "available",
+        "cpu": "available" if _BUILT else missing,
+        "numpy": numpy if _NUMPY_BUILT else missing,
+    }
 
 
 def primitives(backend: str, tensor: Tensor) -> Primitives:
     """The primitives of `backend` for `tensor`.
 
     "auto" takes "cpu" for a CPU tensor if the extension is built and "torch" otherwise. A backend
-    that is named and cannot run raises RuntimeError.
+    that is named and cannot run raises RuntimeError. "numpy" runs on the CPU.
     """
     if backend == "auto":
         backend = "cpu" if _BUILT and tensor.device.type == "cpu" else "torch"
@@ -97,8 +105,12 @@ def primitives(backend: str, tensor: Tensor) -> Primitives:
         raise RuntimeError(f"backend={backend!r} is {states[backend]}")
     if backend == "torch":
         return _definition
-    if tensor.device.type != backend:
+    if tensor.device.type != ("cpu" if backend == "numpy" else backend):
         raise RuntimeError(
             f"backend={backend!r} got a tensor on {tensor.device}; move it, or use backend='auto'"
         )
+    if backend == "numpy":
+        from selavi.ops import _numpy_backend
+
+        return _numpy_backend
     return cast(Primitives, torch.ops.selavi)

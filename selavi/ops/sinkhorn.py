@@ -93,8 +93,9 @@ def sinkhorn(
         solver: "newton" (damped, on the semi-dual), "sinkhorn" (alternating, slow to converge) or
             "auto": newton up to K = 2048.
         init: v to start from, (K,) or (..., K), as in an earlier result's col_potential.
-        backend: "torch" (the definition, float64), "cpu" (compiled), or "auto": "cpu" for a tensor
-            on the CPU where it was built, else "torch". See `selavi.ops.backends`.
+        backend: "torch" (the definition, float64), "cpu" (compiled), "numpy" (compiled plainly, on
+            one thread; no bfloat16), or "auto": "cpu" for a tensor on the CPU where it was built,
+            else "torch". See `selavi.ops.backends`.
 
     Raises:
         ValueError: NaN or +inf in log_p, a row or column that is -inf throughout, a marginal of the
@@ -119,7 +120,9 @@ def sinkhorn(
     backend_primitives = primitives(backend, log_p)
     lam_each = torch.full_like(r[:, 0], lam)
     if permute:
-        mass, _ = backend_primitives.sinkhorn_pass(matrix, torch.zeros_like(r)[:, None], c, lam_each)
+        mass, _ = backend_primitives.sinkhorn_pass(
+            matrix, torch.zeros_like(r)[:, None], c, lam_each
+        )
         r = permute_prior(r, mass[:, 0], backend=backend)
     problem = Problem(backend_primitives, matrix, c, r, lam)
     newton = solver == "newton" or (solver == "auto" and k <= _NEWTON_MAX_COLUMNS)

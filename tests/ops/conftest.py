@@ -36,11 +36,14 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.fixture(params=["torch", "cpu"])
+@pytest.fixture(params=["torch", "cpu", "numpy"])
 def backend(request: pytest.FixtureRequest) -> str:
     state = backends()[request.param]
     if state != "available":
         pytest.skip(f"backend {request.param} is {state}")
+    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else None
+    if request.param == "numpy" and dtype == torch.bfloat16:
+        pytest.skip("NumPy has no bfloat16")
     return str(request.param)
 
 

@@ -34,3 +34,16 @@ def test_the_operators_import_torch_and_nothing_of_the_system():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "['selavi']"
+
+
+def test_the_operators_import_without_numpy():
+    code = (
+        "import sys, warnings; sys.modules['numpy'] = None; warnings.simplefilter('ignore')\n"
+        "import torch, selavi.ops\n"
+        "print(selavi.ops.sinkhorn(torch.zeros(4, 2)).converged.item())\n"
+        "print(selavi.ops.backends()['numpy'])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert output.stdout.splitlines() == ["True", "not usable: NumPy is not installed"]
