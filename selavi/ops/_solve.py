@@ -1,0 +1,180 @@
+"""A whole solve as one operator, so that torch.compile and torch.export take it as it is."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from selavi.ops import _inputs
+from selavi.ops._fixed_point import solve_anderson, solve_sinkhorn
+from selavi.ops._library import primitives
+from selavi.ops._newton import solve_newton
+from selavi.ops._problem import Problem, State, start
+from selavi.ops.permute_prior import permute_prior
+
+DEFAULT_TOL = 2e-6
+# Newton's method holds a few K x K float64 matrices; above this K "auto" mixes iterates instead.
+_NEWTON_MAX_COLUMNS = 2048
+
+
+class Solution(NamedTuple):
+    """What `solve` computes for B problems; the potentials, marginals and sums are float64."""
+
+    labels: Tensor  # (B, N) int64
+    logsumexp: Tensor  # (B, N), of lam log_p + v
+    confidence: Tensor  # (B, N)
+    row_marginal: Tensor  # (B, N), as used
+    col_potential: Tensor  # (B, K)
+    col_marginal: Tensor  # (B, K), as used
+    n_passes: Tensor  # (B,) int64
+    error: Tensor  # (B,)
+    value: Tensor  # (B,)
+
+
+class Options(NamedTuple):
+    """The arguments of `sinkhorn` that are not tensors."""
+
+    lam: float
+    permute: bool
+    tol: float | None
+    max_iterations: int
+    solver: str
+    backend: Backend
+
+
+def solve(
+    matrix: Tensor,
+    row_marginal: Tensor | None,
+    col_marginal: Tensor | None,
+    init: Tensor | None,
+    options: Options,
+    group: dist.ProcessGroup | None,
+) -> Solution:
+    """matrix is log_p (B, N, K), or this rank's rows of it; marginals and init as in `sinkhorn`."""
+    ours, checked = primitives(options.backend, matrix), options.tol is not None
+    first_row, total_rows = _span(matrix.shape[1], group)
+    c = _inputs.row_weights(row_marginal, matrix, total_rows, checked, group)
+    r = _inputs.column_weights(col_marginal, matrix, checked, group)
+    problem = Problem(
+        primitives=ours,
+        log_p=matrix,
+        row_marginal=c,
+        col_marginal=r,
+        lam=torch.full_like(r[:, 0], options.lam),
+        check=lambda: _inputs.check_entries(matrix, c, first_row, group),
+        total_rows=total_rows,
+        first_row=first_row,
+        group=group,
+    )
+    if options.permute:
+        mass = start(problem, torch.zeros_like(r), torch.zeros_like(r[:, 0])).mass
+        problem = replace(problem, col_marginal=permute_prior(r, mass, backend=options.backend))
+    v = torch.zeros_like(r)
+    if init is not None:
+        v = _inputs.potential(init, problem.col_marginal, matrix, checked)
+    state = _run(problem, v, init is None, options)
+    labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
+    if checked and logsumexp.isnan().any():  # only in a row without weight
+        _inputs.check_entries(matrix, c, first_row, None)
+    return Solution(
+        labels=labels,
+        logsumexp=logsumexp,
+        confidence=confidence,
+        row_marginal=c,
+        col_potential=state.v,
+        col_marginal=problem.col_marginal,
+        n_passes=(state.reads + int(options.permute)).ceil().long(),
+        error=state.error,
+        value=state.value,
+    )
+
+
+def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
+    tol, limit, solver = options.tol, options.max_iterations, options.solver
+    if tol is None or solver == "sinkhorn":
+        return solve_sinkhorn(problem, v, tol, limit)
+    if solver == "newton" or (solver == "auto" and v.shape[-1] <= _NEWTON_MAX_COLUMNS):
+        return solve_newton(problem, v, cold, tol, limit)
+    return solve_anderson(problem, v, tol, limit)
+
+
+def _span(rows: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
+    """Index of this rank's first row among all, and their number."""
+    if group is None:
+        return 0, rows
+    counts: list[int] = [0] * dist.get_world_size(group)
+    dist.all_gather_object(counts, rows, group=group)
+    if sum(counts) == 0:
+        raise ValueError("log_p has no rows on any rank of the group; expected N >= 1 in all")
+    return sum(counts[: dist.get_rank(group)]), sum(counts)
+
+
+@torch.library.custom_op("selavi::solve", mutates_args=())
+def solve_op(
+    log_p: Tensor,
+    row_marginal: Tensor | None,
+    col_marginal: Tensor | None,
+    init: Tensor | None,
+    lam: float,
+    permute: bool,
+    tol: float | None,
+    max_iterations: int,
+    solver: str,
+    backend: Backend,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`solve` without a group, in the form that an operator needs."""
+    options = Options(lam, permute, tol, max_iterations, solver, backend)
+    return solve(log_p, row_marginal, col_marginal, init, options, None)
+
+
+@solve_op.register_fake
+def _(
+    log_p: Tensor,
+    row_marginal: Tensor | None,
+    col_marginal: Tensor | None,
+    init: Tensor | None,
+    *options: object,
+) -> Solution:
+    b, n, k = log_p.shape
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return log_p.new_empty(shape, dtype=dtype)
+
+    return Solution(
+        labels=empty(b, n, dtype=torch.int64),
+        logsumexp=empty(b, n),
+        confidence=empty(b, n),
+        row_marginal=empty(b, n),
+        col_potential=empty(b, k),
+        col_marginal=empty(b, k),
+        n_passes=empty(b, dtype=torch.int64),
+        error=empty(b),
+        value=empty(b),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    solution = Solution(*output)
+    ctx.lam, ctx.backend = inputs[4], inputs[9]
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(inputs[0], solution.row_marginal, solution.col_potential)
+
+
+def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The envelope theorem: at the maximum f changes with log_p alone, by -lam Q."""
+    log_p, c, v = ctx.saved_tensors
+    of = Solution(*grads)  # type: ignore[arg-type]
+    if any(grad is not None for grad in of[:-1]):
+        raise RuntimeError(
+            "sinkhorn: only `value` has a gradient; detach the other parts of its result"
+        )
+    if of.value is None:
+        return (None,) * 10
+    lam = torch.full_like(of.value, ctx.lam)
+    plan = primitives(ctx.backend, log_p).sinkhorn_plan(log_p, v, c, lam, log_p.dtype)
+    return (plan * (-ctx.lam * of.value[:, None, None]).to(plan.dtype), *(None,) * 9)
+
+
+solve_op.register_autograd(_backward, setup_context=_setup_context)
