@@ -93,7 +93,7 @@ def _solve_group(
     start = None if init is None else init[1][:, columns]
     swapped = matrix.shape[1] > matrix.shape[0]  # the solver's state is a number per column
     if swapped:
-        matrix, c, r = matrix.mT, r, c
+        matrix, c, r = matrix.mT.contiguous(), r, c
         start = None if init is None else init[0][:, rows]
     if start is not None and not start.isfinite().all():
         raise ValueError(

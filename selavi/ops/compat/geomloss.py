@@ -30,7 +30,8 @@ class OTResult:
     Attributes:
         potential_a: (N,), f, in the units of C.
         potential_b: (M,), g, in the units of C.
-        value: scalar, sum_i a_i f_i + sum_j b_j g_j; at convergence <P, C> + reg KL(P, a b^T).
+        value: scalar, sum_i a_i f_i + sum_j b_j g_j; at convergence
+            <P, C> + reg sum_ij P_ij log(P_ij / (a_i b_j)).
         converged: the marginal that is not exact was within tol.
     """
 
