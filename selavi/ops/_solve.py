@@ -11,8 +11,7 @@ from selavi.ops import _inputs
 from selavi.ops._fixed_point import solve_anderson, solve_sinkhorn
 from selavi.ops._library import primitives
 from selavi.ops._newton import solve_newton
-from selavi.ops._problem import Problem, State, start
-from selavi.ops.permute_prior import permute_prior
+from selavi.ops._problem import Problem, State, check_finite, start
 
 DEFAULT_TOL = 2e-6
 # Newton's method holds a few K x K float64 matrices; above this K "auto" mixes iterates instead.
@@ -41,7 +40,7 @@ class Options(NamedTuple):
     tol: float | None
     max_iterations: int
     solver: str
-    backend: Backend
+    backend: str
 
 
 def solve(
@@ -69,8 +68,10 @@ def solve(
         group=group,
     )
     if options.permute:
-        mass = start(problem, torch.zeros_like(r), torch.zeros_like(r[:, 0])).mass
-        problem = replace(problem, col_marginal=permute_prior(r, mass, backend=options.backend))
+        state = start(problem, torch.zeros_like(r), torch.zeros_like(r[:, 0]))
+        if checked:
+            check_finite(problem, state)
+        problem = replace(problem, col_marginal=ours.permute_prior(r, state.mass))
     v = torch.zeros_like(r)
     if init is not None:
         v = _inputs.potential(init, problem.col_marginal, matrix, checked)
@@ -122,7 +123,7 @@ def solve_op(
     tol: float | None,
     max_iterations: int,
     solver: str,
-    backend: Backend,
+    backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`solve` without a group, in the form that an operator needs."""
     options = Options(lam, permute, tol, max_iterations, solver, backend)

@@ -51,7 +51,7 @@ class SinkhornResult:
     _labels: Tensor = field(repr=False)
     _log_p: Tensor = field(repr=False)
     _lam: float = field(repr=False)
-    _backend: Backend = field(repr=False)
+    _backend: str = field(repr=False)
 
     @property
     def labels(self) -> Tensor:
