@@ -31,8 +31,9 @@ def _goal(row: dict[str, Any]) -> str:
 
 
 def _measured(row: dict[str, Any]) -> str:
+    failed = f"ours failed: {', '.join(row['missing'])}" if row["missing"] else ""
     if row["worst"] is None:
-        return "not run"
+        return failed or "not run"
     text = f"{_range(row)}{'' if row['quantity'] in ('passes', 'warm') else 'x'}"
     if row["quantity"] == "passes":
         least, most = (f"{count:,}" for count in row["peer_steps"])
@@ -40,7 +41,7 @@ def _measured(row: dict[str, Any]) -> str:
     if row["quantity"] in ("time", "passes") and row["peer_unconverged"]:
         count = f"{row['peer_unconverged']} of {len(row['values'])}"
         text += f"; it ends unconverged in {count}, error up to {row['peer_error']:.0e}"
-    return text
+    return f"{text}; {failed}" if failed else text
 
 
 def table(results: dict[str, Any]) -> str:

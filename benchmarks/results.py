@@ -123,16 +123,31 @@ def _pairs(row: Row, cases: list[Case]) -> Iterable[tuple[Case, Case]]:
             yield ours, theirs
 
 
+def _missing(row: Row, cases: list[Case]) -> list[str]:
+    """The cases that the peer was run on and ours has no verified time for."""
+    if row.other_case is not None:
+        return []
+    found: dict[str, set[str]] = {row.ours: set(), row.theirs: set()}
+    for case in cases:
+        if case["section"] == row.section and case["case"].startswith(row.cases):
+            found.setdefault(case["method"], set()).add(case["case"])
+    return sorted(found[row.theirs] - found[row.ours])
+
+
 def evaluate(row: Row, cases: list[Case]) -> dict[str, Any]:
-    """The row, its value in every case, the worst and the best, and whether the worst meets it."""
+    """The row, its value in every case, the worst and the best, and whether the worst meets it.
+
+    A row is not met where ours has no verified time in a case that the peer was run on.
+    """
     pairs = list(_pairs(row, cases))
     values = {ours["case"]: _VALUES[row.quantity](ours, theirs) for ours, theirs in pairs}
     least, most = min(values.values(), default=None), max(values.values(), default=None)
     more_is_better = row.quantity == "time"
     worst, best = (least, most) if more_is_better else (most, least)
+    missing = _missing(row, cases)
     met = None
     if worst is not None:
-        met = worst >= row.goal if more_is_better else worst <= row.goal
+        met = not missing and (worst >= row.goal if more_is_better else worst <= row.goal)
     counts = [count for _, theirs in pairs if (count := steps(theirs)) is not None]
     errors = [theirs["error"] for _, theirs in pairs if unconverged(theirs)]
     return asdict(row) | {
@@ -140,6 +155,7 @@ def evaluate(row: Row, cases: list[Case]) -> dict[str, Any]:
         "worst": worst,
         "best": best,
         "met": met,
+        "missing": missing,
         "peer_steps": [min(counts), max(counts)] if counts else None,
         "peer_unconverged": len(errors),
         "peer_error": max(errors, default=None),
