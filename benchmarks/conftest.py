@@ -56,9 +56,9 @@ def timed(benchmark: Any) -> Callable[..., Any]:
     """Runs a job some rounds after a warm-up; keeps its peak memory beside its times."""
     from measure import PeakMemory
 
-    def run(job: Callable[[], Any], *, rounds: int, warm_up: bool = True) -> Any:
+    def run(job: Callable[[], Any], *, rounds: int, warm_up: int = 1) -> Any:
         memory = PeakMemory()
-        result = benchmark.pedantic(job, rounds=rounds, warmup_rounds=int(warm_up))
+        result = benchmark.pedantic(job, rounds=rounds, warmup_rounds=warm_up)
         benchmark.extra_info["peak_extra_bytes"] = memory.extra()
         return result
 
