@@ -1,4 +1,4 @@
-.PHONY: develop test slow lint format
+.PHONY: develop test slow bench lint format
 
 develop:  ## editable install; builds the extension against the torch that is installed
 	pip install -c constraints.txt torch setuptools ninja pybind11
@@ -9,6 +9,11 @@ test:
 
 slow:
 	pytest -m slow -s
+
+bench:  ## all of benchmarks/, results in benchmarks/results; one to two hours
+	mkdir -p .benchmarks
+	pytest benchmarks --size full --benchmark-json=.benchmarks/full.json
+	python benchmarks/report.py "$$(python benchmarks/results.py .benchmarks/full.json)"
 
 lint:
 	ruff check .

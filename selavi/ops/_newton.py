@@ -1,12 +1,16 @@
 """Damped Newton on the semi-dual: tens of reads where Sinkhorn's iteration needs thousands."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from selavi.ops._problem import Problem, State, check_finite, start
 
-# Several dampings are tried in one read of the matrix, and the best is kept.
-_DAMPINGS = (0.1, 1.0, 10.0)
+# Several steps are tried in one read of the matrix, and the best is kept: for each factor of the
+# damping the whole step and shares of it. In a gap between rows the curvature says nothing of how
+# far a step should go.
+_TRIALS = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
 _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING = 1e-15
 # A sharp problem's Hessian counts the few rows between two clusters just now. A step that moves v
@@ -14,12 +18,18 @@ _LEAST_DAMPING = 1e-15
 _FIRST_SHARPNESS = 0.1
 _LEAST_SHARPNESS = 1e-6
 _ROUGH_ERROR = 0.05  # above this nothing is known of the size of the first step
+# A problem is under way once its column error is below this and no column is starved, that is, has
+# less than this share of its due. Where it is not after a first try: solve at smaller lam, raise it.
+_UNDER_WAY = 0.3
+_STARVED = 1e-6
+_FIRST_TRY = 32.0  # reads
+_RAISE = 4.0
+_MAX_STAGES = 16
 # A solution on a sample of the rows is a good start. It is exact up to its own noise.
 _SAMPLES = (64, 8)  # one row in so many
 _ROWS_A_COLUMN = 8  # a smaller sample would say little
-_SAMPLE_LIMIT = 30.0  # reads of the sample
+_SAMPLE_LIMIT = 64.0  # reads of the sample
 _SAMPLE_NOISE = 0.1  # of the sample's standard error, sqrt(K / n)
-_STARVED = 1e-6  # a column with less of its due was not in the sample
 
 
 def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int) -> State:
@@ -29,8 +39,53 @@ def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int
         v, reads = _start_on_samples(problem, v, limit)
     state = start(problem, v, reads)
     check_finite(problem, state)
-    _iterate(problem, state, tol, limit)
+    _solve_from(problem, state, tol, limit)
     return state
+
+
+def _solve_from(problem: Problem, state: State, tol: float, limit: float) -> None:
+    """Newton from the state; problems that do not get under way take the way through small lam."""
+    _iterate(problem, state, tol, torch.minimum(state.reads + _FIRST_TRY, _full(state, limit)))
+    for b in (~_under_way(problem, state) & (state.reads < limit)).nonzero()[:, 0].tolist():
+        one = problem.select(b)
+        state.put(b, _by_continuation(one, state.select(b), limit))
+    _iterate(problem, state, tol, _full(state, limit))
+
+
+def _by_continuation(problem: Problem, state: State, limit: float) -> State:
+    """One problem, under way at its lam or as near as `limit` reads bring it.
+
+    Where rows are nearly one-hot, columns do not see each other but at small lam; the solution
+    there, scaled up, is a start for a larger one.
+    """
+    lam, last = problem.lam, limit - 1  # one read is kept for the return to lam
+
+    def try_at(share: float, v: Tensor, reads: Tensor, until: float) -> State:
+        at = replace(problem, lam=share * lam)
+        state = start(at, share * v, reads)
+        _iterate(at, state, _ROUGH_ERROR, _full(state, min(until, last)))
+        state.v = state.v / share
+        return state
+
+    share, v = 1.0, state.v
+    for _ in range(_MAX_STAGES):
+        share /= _RAISE
+        state = try_at(share, v, state.reads, float(state.reads) + _FIRST_TRY)
+        if _under_way(problem, state).all() or state.reads >= last:
+            break
+    while share < 1.0:
+        share = 1.0 if state.reads >= last else min(share * _RAISE, 1.0)
+        state = try_at(share, state.v, state.reads, last)
+    return state
+
+
+def _under_way(problem: Problem, state: State) -> Tensor:
+    starved = (state.mass < _STARVED * problem.col_marginal).any(-1)
+    return (state.error <= _UNDER_WAY) & ~starved
+
+
+def _full(state: State, limit: float) -> Tensor:
+    return torch.full_like(state.reads, limit)
 
 
 def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, Tensor]:
@@ -45,14 +100,14 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
             continue
         state = start(sample, v, torch.zeros_like(reads))
         check_finite(problem, state)
-        _iterate(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
+        _solve_from(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
         reads = reads + (1 + state.reads) / share
     return v, reads
 
 
-def _iterate(problem: Problem, state: State, tol: float, limit: float) -> None:
-    """Newton steps until every error is at most tol or `limit` reads are spent."""
+def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
+    """Newton steps until every error is at most tol or `limit` (B,) reads are spent."""
     damping = torch.full_like(state.error, _FIRST_DAMPING)
     sharpness = torch.where(state.error > _ROUGH_ERROR, _FIRST_SHARPNESS, 1.0)
     stale = torch.ones_like(state.error, dtype=torch.bool)
@@ -99,21 +154,15 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
-    Each solves (L + diag(mu r + w)) d = r - m, where -L is the Hessian. w = 0 is Levenberg's step.
-    A column that shares no row with another has m ~ exp(v), and its own equation is solved by
-    v += log(r / m): w makes the diagonal the logarithmic mean of r and m where that is the larger,
-    which bounds the step as Sinkhorn's is bounded.
+    Each is a share of Levenberg's: (L + mu diag(r)) d = r - m, where -L is the Hessian.
     """
-    r, m = problem.col_marginal, state.mass
-    ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
-    log_mean = torch.where(ratio.abs() < 1e-6, m, (r - m) / ratio)
-    bound = (log_mean - m).clamp_min(0.0)
     steps, dampings = [], []
-    for w in (torch.zeros_like(bound), bound):
-        for factor in _DAMPINGS:
-            mu = damping * factor
-            matrix = laplacian + torch.diag_embed(mu[:, None] * r + w)
-            steps.append(_solve(matrix, r - m))
+    for factor, shares in _TRIALS.items():
+        mu = damping * factor
+        matrix = laplacian + torch.diag_embed(mu[:, None] * problem.col_marginal)
+        step = _solve(matrix, problem.col_marginal - state.mass)
+        for share in shares:
+            steps.append(share * step)
             dampings.append(mu)
     return torch.stack(steps, 1), torch.stack(dampings, 1)
 

@@ -64,6 +64,17 @@ class Problem:
     def _weight(self, active: Tensor | None) -> Tensor:
         return self.row_marginal if active is None else self.row_marginal * active[:, None]
 
+    def select(self, b: int) -> "Problem":
+        """Problem b alone, as a view."""
+        one = slice(b, b + 1)
+        return replace(
+            self,
+            log_p=self.log_p[one],
+            row_marginal=self.row_marginal[one],
+            col_marginal=self.col_marginal[one],
+            lam=self.lam[one],
+        )
+
     def sample(self, size: int) -> "Problem | None":
         """The problem on `size` of the rows, copied; None if a problem has no weight there.
 
@@ -103,6 +114,16 @@ class State:
     value: Tensor
     error: Tensor
     reads: Tensor
+
+    def select(self, b: int) -> "State":
+        one = slice(b, b + 1)
+        return State(
+            self.v[one], self.mass[one], self.value[one], self.error[one], self.reads[one]
+        )
+
+    def put(self, b: int, one: "State") -> None:
+        for name, mine in vars(self).items():
+            mine[b] = getattr(one, name)[0]
 
     def accept(
         self, problem: Problem, chosen: Tensor, v: Tensor, mass: Tensor, value: Tensor

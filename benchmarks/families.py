@@ -1,0 +1,133 @@
+"""The inputs: what is solved. Seeds are fixed; big matrices are made chunk by chunk."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from checker import column_masses
+from selavi.labelling.priors import make_prior
+from selavi.ops import permute_prior
+
+HARD = ((3.0, 1.0), (8.0, 2.0), (15.0, 3.0))  # confidence, noise
+EASY = (0.3, 1.0, 3.0)  # sharpness
+PRIORS = ("uniform", "gaussian", "zipf")
+FAMILIES = tuple(f"hard {c:g}/{s:g}" for c, s in HARD) + tuple(f"easy {s:g}" for s in EASY)
+LOGITS = Path(
+    os.environ.get("SELAVI_LOGITS", Path(__file__).parents[2] / "shared" / "data" / "logits")
+)
+_CHUNK = 8192
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Rows weigh the same; columns must weigh col_marginal to an L1 error of target.
+
+    Attributes:
+        log_p: (N, K) float32.
+        col_marginal: (K,) float64, sum 1, already matched to the clusters by eq. 4.
+    """
+
+    name: str
+    log_p: Tensor
+    lam: float
+    col_marginal: Tensor
+    target: float
+
+
+@lru_cache(maxsize=1)  # one matrix at a time
+def family(name: str, rows: int, columns: int) -> Tensor:
+    """Log-probabilities (rows, columns) float32 of a member of FAMILIES.
+
+    hard c/s: class sizes ~ rank^-0.5, W (K, 24) standard normal, S = W W^T / 5, and
+    logits = c onehot(y) + s S[y] + s noise. easy s: class sizes ~ 1 / rank, W (K, 32),
+    x = W[y] + 1.5 noise, and logits = s x W^T / sqrt(32).
+    """
+    kind, parameters = name.split()
+    values = [float(value) for value in parameters.split("/")]
+    generator = torch.Generator().manual_seed(0)
+    ranks = torch.arange(1, columns + 1, dtype=torch.float64)
+    sizes = ranks**-0.5 if kind == "hard" else 1 / ranks
+    y = torch.multinomial(sizes, rows, replacement=True, generator=generator)
+    w = torch.randn(columns, 24 if kind == "hard" else 32, generator=generator)
+    if kind == "hard":
+        similarity = values[1] * (w @ w.T / 5) + values[0] * torch.eye(columns)
+
+        def logits(y: Tensor) -> Tensor:
+            noise = torch.randn(len(y), columns, generator=generator)
+            return similarity[y] + values[1] * noise
+
+    else:
+
+        def logits(y: Tensor) -> Tensor:
+            x = w[y] + 1.5 * torch.randn(len(y), 32, generator=generator)
+            return values[0] * x @ w.T / 32**0.5
+
+    return _by_chunks(rows, columns, lambda part: logits(y[part]).log_softmax(-1))
+
+
+def assignment(name: str, prior: str, rows: int, columns: int, target: float = 2e-6) -> Problem:
+    """Labels at lambda 20 under a prior of selavi.labelling (Gaussian: standard deviation 0.1)."""
+    log_p = family(name, rows, columns)
+    return matched(f"{name}, {prior}", log_p, prior, target)
+
+
+def matched(name: str, log_p: Tensor, prior: str, target: float = 2e-6) -> Problem:
+    """The prior's largest share goes to the cluster that is heaviest without the prior."""
+    columns = log_p.shape[1]
+    mass = column_masses(log_p, 20.0, torch.zeros(columns, dtype=torch.float64))
+    return Problem(name, log_p, 20.0, permute_prior(make_prior(prior, columns), mass), target)
+
+
+def perturbed(problem: Problem, share: float = 0.1) -> Problem:
+    """The same with normal noise of `share` of the log-probabilities' standard deviation added."""
+    log_p = problem.log_p
+    generator = torch.Generator().manual_seed(1)
+    sd = share * log_p[:: max(1, len(log_p) // _CHUNK)].std()
+
+    def moved(part: slice) -> Tensor:
+        noise = torch.randn(log_p[part].shape, generator=generator)
+        return (log_p[part] + sd * noise).log_softmax(-1)
+
+    return replace(problem, log_p=_by_chunks(*log_p.shape, moved))
+
+
+@lru_cache(maxsize=1)
+def dense(points: int, relative_reg: float, target: float = 1e-6) -> Problem:
+    """Squared Euclidean cost between two sets of uniform points in the unit square.
+
+    reg is relative to the largest cost: log_p = -cost and lam = 1 / reg.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, points, 2, dtype=torch.float64, generator=generator)
+    cost = (torch.cdist(x, y) ** 2).float()
+    uniform = torch.full((points,), 1 / points, dtype=torch.float64)
+    lam = 1 / (relative_reg * cost.max().item())
+    return Problem(f"reg {relative_reg:g}", -cost, lam, uniform, target)
+
+
+@lru_cache(maxsize=1)
+def scores(batch: int, prototypes: int) -> Tensor:
+    """Cosines (batch, prototypes) float32 of random directions in 128 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    x, w = (torch.randn(n, 128, generator=generator) for n in (batch, prototypes))
+    return torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(w).T
+
+
+def trained(step: str) -> Tensor | None:
+    """Log-probabilities of a training run's model, or None where the file is not at hand."""
+    path = LOGITS / f"log_p_step{step}.npy"
+    return torch.from_numpy(np.load(path)) if path.exists() else None
+
+
+def _by_chunks(rows: int, columns: int, make: Callable[[slice], Tensor]) -> Tensor:
+    result = torch.empty(rows, columns)
+    for first in range(0, rows, _CHUNK):
+        part = slice(first, min(first + _CHUNK, rows))
+        result[part] = make(part)
+    return result
