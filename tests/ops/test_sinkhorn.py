@@ -76,8 +76,14 @@ def assert_primitives_match(log_p, v, c, lam=20.0):
     ):
         ours = getattr(LIBRARY, name)(*arguments)
         definition = getattr(_definition, name)(*arguments)
+        # The overlap only shapes a Newton step, so storage below float64 may make it in bfloat16:
+        # two factors and the product are each rounded to 8 bits.
+        loose = name == "sinkhorn_overlap" and not wide
         torch.testing.assert_close(
-            ours, definition, **close, msg=lambda m, name=name: f"{name}: {m}"
+            ours,
+            definition,
+            **({"rtol": 1.2e-2, "atol": 1e-6} if loose else close),
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
