@@ -43,10 +43,10 @@ struct RowKernels {
   void (*labels)(const RowBlock<Storage>&, const Potential<Number>&, double lam, const double* v,
                  Number* scratch, int64_t* label, double* logsumexp, double* confidence);
 
-  // Merges the rows into each column's running max + log(sum), which starts as -inf and 0. `rows`
-  // holds lam and, per row, u. Scratch: (kGroup + 2) * padded(min(K, kColumnTile)).
+  // out_k = logsumexp_i(lam log_p_ik + u_i) over the block's rows; `rows` holds lam and u. Scratch:
+  // (kGroup + 2) * padded(min(K, kColumnTile)) and 2 * kColumnTile.
   void (*column_logsumexp)(const RowBlock<Storage>&, const Potential<Number>& rows, Number* scratch,
-                           double* max, double* sum);
+                           double* running, double* out);
 
   // accumulator (rows, K), from row `first` on, += weight_i log_softmax_ik; a null weight is
   // `every`. Scratch: (kTile + 1) * padded(K).

@@ -3,10 +3,10 @@
 // Nothing of the standard library is called here: the linker keeps one copy of its inline
 // functions, and that could be one compiled for a processor that is not there.
 
+#include "column_kernels.inl"
+
 namespace selavi::cpu::SELAVI_LEVEL {
 namespace {
-
-constexpr bool kFma = SELAVI_FMA;
 
 constexpr double kFactorScale = 0x1p60;  // keeps products off float's slow denormals
 
@@ -20,9 +20,9 @@ SELAVI_INLINE void add_quad(const Number* __restrict rows, const Number* factor,
 #pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
     const Number* row = rows + k;
-    const Number sum =
-        (f0 * row[0] + f1 * row[width]) + (f2 * row[2 * width] + f3 * row[3 * width]);
-    sums[k] += weight * static_cast<double>(sum);
+    const Number sum = multiply_add<kFma>(f0, row[0], f1 * row[width]) +
+                       multiply_add<kFma>(f2, row[2 * width], f3 * row[3 * width]);
+    sums[k] = multiply_add<kFma>(weight, static_cast<double>(sum), sums[k]);
   }
 }
 
@@ -42,9 +42,11 @@ SELAVI_INLINE void pass_quad(const Number* const* log_p, const double* weight, i
                              Number* exponentials, RowSoftmax* softmax, double* mass) {
   double heaviest = weight[0];  // factors are relative to it, so that equal weights are exact
   for (int64_t j = 1; j < count; ++j) heaviest = weight[j] > heaviest ? weight[j] : heaviest;
+  Number top[kQuad];
+  for (int64_t j = 0; j < count; ++j) top[j] = row_top<kFma>(log_p[j], potential, width);
   Number factor[kQuad] = {};
   for (int64_t j = 0; j < count; ++j) {
-    softmax[j] = softmax_row<kFma>(log_p[j], potential, width, exponentials + j * width);
+    softmax[j] = softmax_row<kFma>(log_p[j], potential, top[j], width, exponentials + j * width);
     factor[j] = static_cast<Number>(weight[j] / heaviest * kFactorScale / softmax[j].sum);
   }
   add_quad(exponentials, factor, heaviest / kFactorScale, width, mass);
@@ -179,10 +181,6 @@ void labels(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& p
     logsumexp[i] = row.shift + log_positive(row.sum);
   }
 }
-
-template <typename Storage>
-void column_logsumexp(const RowBlock<Storage>&, const Potential<Compute<Storage>>&,
-                      Compute<Storage>*, double*, double*) {}
 
 template <typename Storage>
 void add_log_softmax(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,

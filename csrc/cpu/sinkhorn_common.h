@@ -30,23 +30,26 @@ struct Blocks {
   }
 };
 
+inline void check_lam(const Tensor& log_p, const Tensor& lam) {
+  STD_TORCH_CHECK(lam.scalar_type() == ScalarType::Double && lam.is_contiguous() &&
+                      lam.dim() == 1 && lam.size(0) == log_p.size(0),
+                  "lam must be contiguous float64 (B,)");
+}
+
 inline void check_matrix(const Tensor& log_p, const Tensor& v, const Tensor& lam) {
   STD_TORCH_CHECK(log_p.dim() == 3, "log_p must be (B, N, K)");
   STD_TORCH_CHECK(v.scalar_type() == ScalarType::Double && v.is_contiguous(),
                   "v must be contiguous float64");
   STD_TORCH_CHECK(v.size(0) == log_p.size(0) && v.size(v.dim() - 1) == log_p.size(2),
                   "v must have the B and K of log_p");
-  STD_TORCH_CHECK(lam.scalar_type() == ScalarType::Double && lam.is_contiguous() &&
-                      lam.dim() == 1 && lam.size(0) == log_p.size(0),
-                  "lam must be contiguous float64 (B,)");
+  check_lam(log_p, lam);
 }
 
-inline void check_row_marginal(const Tensor& log_p, const Tensor& row_marginal) {
-  STD_TORCH_CHECK(row_marginal.scalar_type() == ScalarType::Double &&
-                      row_marginal.is_contiguous() && row_marginal.dim() == 2 &&
-                      row_marginal.size(0) == log_p.size(0) &&
-                      row_marginal.size(1) == log_p.size(1),
-                  "row_marginal must be contiguous float64 (B, N)");
+inline void check_each_row(const Tensor& log_p, const Tensor& rows, const char* name) {
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Double && rows.is_contiguous() &&
+                      rows.dim() == 2 && rows.size(0) == log_p.size(0) &&
+                      rows.size(1) == log_p.size(1),
+                  name, " must be contiguous float64 (B, N)");
 }
 
 inline const double* doubles(const Tensor& tensor) {

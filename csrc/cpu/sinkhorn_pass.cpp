@@ -39,7 +39,7 @@ void pass_blocks(const Tensor& log_p, const Tensor& v, const Tensor& row_margina
 std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
                                          const Tensor& row_marginal, const Tensor& lam) {
   check_matrix(log_p, v, lam);
-  check_row_marginal(log_p, row_marginal);
+  check_each_row(log_p, row_marginal, "row_marginal");
   STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
   const int64_t problems = log_p.size(0), columns = log_p.size(2), candidates = v.size(1);
   const int64_t masses = candidates * padded(columns);

@@ -67,7 +67,7 @@ ScalarType gram_dtype(const Tensor& log_p) {
 Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                         const Tensor& lam) {
   check_matrix(log_p, v, lam);
-  check_row_marginal(log_p, row_marginal);
+  check_each_row(log_p, row_marginal, "row_marginal");
   STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Tensor overlap = torch::stable::new_zeros(v, {problems, columns, columns});
@@ -96,7 +96,7 @@ Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_
 Tensor sinkhorn_plan(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                      const Tensor& lam, ScalarType dtype) {
   check_matrix(log_p, v, lam);
-  check_row_marginal(log_p, row_marginal);
+  check_each_row(log_p, row_marginal, "row_marginal");
   STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Tensor plan = torch::stable::new_empty(v, {problems, n, columns}, dtype);

@@ -16,21 +16,28 @@ SELAVI_INLINE float multiply_add(float a, float b, float c) {
   return a * b + c;
 }
 
-// 2^y for y < 100 with relative error below 1e-7; 0 for y < -126.5 and -inf; NaN stays NaN.
 template <bool kFma>
-SELAVI_INLINE float exp2_below_100(float y) {
-  constexpr float kRound =
-      12582912.0f + 127.0f;  // 1.5 * 2^23 + bias: leaves n + 127 in the low bits
-  const float clamped = y < -127.0f ? -127.0f : y;
+SELAVI_INLINE double multiply_add(double a, double b, double c) {
+  if constexpr (kFma) return __builtin_fma(a, b, c);
+  return a * b + c;
+}
+
+// 2^y for y < 100 with relative error below 1e-7; 0 for y < -125.5 and -inf; NaN stays NaN. Twice
+// the series times half the power of two: so the least result above 0 is no (slow) denormal.
+// `least` is kLeastExponent, from where the compiler does not see it: else it makes branches of it.
+constexpr float kLeastExponent = -126.0f;
+template <bool kFma>
+SELAVI_INLINE float exp2_below_100(float y, float least) {
+  constexpr float kRound = 12582912.0f + 126.0f;  // 1.5 * 2^23: leaves n + 126 in the low bits
+  const float clamped = least > y ? least : y;
   const float shifted = clamped + kRound;
-  const float r = clamped - (shifted - kRound);
-  float series = 1.535336196e-4f;  // minimax on [-1/2, 1/2]
-  series = multiply_add<kFma>(series, r, 1.339887502e-3f);
-  series = multiply_add<kFma>(series, r, 9.618436918e-3f);
-  series = multiply_add<kFma>(series, r, 5.550332367e-2f);
-  series = multiply_add<kFma>(series, r, 0.2402264774f);
-  series = multiply_add<kFma>(series, r, 0.6931471825f);
-  series = multiply_add<kFma>(series, r, 1.0f);
+  const float r = clamped - (shifted - kRound), square = r * r;
+  // Minimax on [-1/2, 1/2], in pairs to shorten the chain.
+  const float high = multiply_add<kFma>(
+      2 * 1.535336196e-4f, square, multiply_add<kFma>(2 * 1.339887502e-3f, r, 2 * 9.618436918e-3f));
+  const float middle = multiply_add<kFma>(2 * 5.550332367e-2f, r, 2 * 0.2402264774f);
+  const float low = multiply_add<kFma>(2 * 0.6931471825f, r, 2.0f);
+  const float series = multiply_add<kFma>(multiply_add<kFma>(high, square, middle), square, low);
   uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits <<= 23;

@@ -100,7 +100,7 @@ class RowReader {
   }
 
  private:
-  static constexpr int64_t kAhead = 8;
+  static constexpr int64_t kAhead = 16;
   static constexpr int64_t kLine = 64;
 
   // Short rows are computed on while the next ones arrive; long ones are streams that the
@@ -109,7 +109,8 @@ class RowReader {
     const int64_t bytes = matrix_.columns * static_cast<int64_t>(sizeof(Storage));
     if (i >= last_ || bytes > 64 * kLine) return;
     const auto* data = reinterpret_cast<const char*>(matrix_.data + i * matrix_.row_stride);
-    for (int64_t offset = 0; offset < bytes; offset += kLine) __builtin_prefetch(data + offset);
+    for (int64_t offset = 0; offset < bytes; offset += kLine)
+      __builtin_prefetch(data + offset, 0, 2);
   }
 
   MatrixView<Storage> matrix_;

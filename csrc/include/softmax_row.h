@@ -27,6 +27,7 @@ struct Potential {
   double quantum;
   const Number* hi;
   const Number* lo;
+  float least = kLeastExponent;
 };
 
 struct RowSoftmax {
@@ -37,15 +38,14 @@ struct RowSoftmax {
 // `value` to the nearest multiple of the quantum.
 SELAVI_INLINE double round_to(double value, double quantum) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
-  const double multiple = value / quantum;
-  return quantum * ((multiple + kRound) - kRound);
+  return (value + quantum * kRound) - quantum * kRound;
 }
 
 constexpr int64_t kFloatSum = 1024;  // terms summed in float before they go to a double
 
 // exponentials_k = 2^y(k) and their sum.
 template <bool kFma, typename Exponent>
-SELAVI_INLINE double exponentiate(const Exponent& y, int64_t count,
+SELAVI_INLINE double exponentiate(const Exponent& y, float least, int64_t count,
                                   float* __restrict exponentials) {
   double sum = 0.0;
   for (int64_t begin = 0; begin < count; begin += kFloatSum) {
@@ -53,7 +53,7 @@ SELAVI_INLINE double exponentiate(const Exponent& y, int64_t count,
     float part = 0.0f;
 #pragma omp simd reduction(+ : part)
     for (int64_t k = begin; k < end; ++k) {
-      exponentials[k] = exp2_below_100<kFma>(y(k));
+      exponentials[k] = exp2_below_100<kFma>(y(k), least);
       part += exponentials[k];
     }
     sum += part;
@@ -61,61 +61,86 @@ SELAVI_INLINE double exponentiate(const Exponent& y, int64_t count,
   return sum;
 }
 
-// exponentials_k = exp(x_k - shift). NaN and +inf in log_p make the sum NaN; log_p that is -inf
-// throughout makes the shift -inf or the sum NaN.
+// max_k x_k in the units of hi, as exactly as Number holds it. NaN is passed over.
+template <bool kFma, typename Number>
+SELAVI_INLINE Number row_top(const Number* __restrict log_p, const Potential<Number>& potential,
+                             int64_t count) {
+  const Number* __restrict hi = potential.hi;
+  const Number scale = potential.scale_hi;
+  Number top = static_cast<Number>(-__builtin_inf());
+#pragma omp simd reduction(max : top)
+  for (int64_t k = 0; k < count; ++k) {
+    const Number x = multiply_add<kFma>(scale, log_p[k], hi[k]);
+    top = x > top ? x : top;
+  }
+  return top;
+}
+
+// softmax_row in double, for float rows that are too far from 0 (or lack the instruction).
+template <bool kFma>
+SELAVI_INLINE RowSoftmax softmax_far_row(const float* __restrict log_p,
+                                         const Potential<float>& potential, int64_t count,
+                                         float* __restrict exponentials) {
+  const float* __restrict hi = potential.hi;
+  const float* __restrict lo = potential.lo;
+  const double scale = static_cast<double>(potential.scale_hi) + potential.scale_lo;
+  double top = -__builtin_inf();
+#pragma omp simd reduction(max : top)
+  for (int64_t k = 0; k < count; ++k) {
+    const double x = scale * log_p[k] + (static_cast<double>(hi[k]) + lo[k]);
+    top = x > top ? x : top;
+  }
+  const double sum = exponentiate<kFma>(
+      [=](int64_t k) __attribute__((always_inline)) {
+        return static_cast<float>(scale * log_p[k] + (static_cast<double>(hi[k]) + lo[k]) - top);
+      },
+      potential.least, count, exponentials);
+  return {top > 0.5 * scale * kFloor ? top * kLog2 : -__builtin_inf(), sum};
+}
+
+// exponentials_k = exp(x_k - shift), given row_top. NaN and +inf in log_p make the sum NaN; log_p
+// that is -inf throughout makes the shift -inf or the sum NaN.
 template <bool kFma>
 SELAVI_INLINE RowSoftmax softmax_row(const float* __restrict log_p,
-                                     const Potential<float>& potential, int64_t count,
+                                     const Potential<float>& potential, float top, int64_t count,
                                      float* __restrict exponentials) {
+  const double shift = round_to(top, potential.quantum);
+  if (!kFma || !(__builtin_fabs(shift) <= 0x1p23 * potential.quantum)) {
+    return softmax_far_row<kFma>(log_p, potential, count, exponentials);
+  }
   const float* __restrict hi = potential.hi;
   const float* __restrict lo = potential.lo;
   const float scale_hi = potential.scale_hi, scale_lo = potential.scale_lo;
-  float top = -__builtin_inff();
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < count; ++k) {
-    const float x = multiply_add<kFma>(scale_hi, log_p[k], hi[k]);
-    top = x > top ? x : top;
-  }
-  const double shift = round_to(top, potential.quantum);
-  double sum;
-  if (kFma && __builtin_fabs(shift) <= 0x1p23 * potential.quantum) {
-    const auto float_shift = static_cast<float>(shift);
-    sum = exponentiate<kFma>(
-        [=](int64_t k) __attribute__((always_inline)) {
-          return multiply_add<kFma>(scale_hi, log_p[k], hi[k] - float_shift) +
-                 multiply_add<kFma>(scale_lo, log_p[k], lo[k]);
-        },
-        count, exponentials);
-  } else {
-    const double scale = static_cast<double>(scale_hi) + scale_lo;
-    sum = exponentiate<kFma>(
-        [=](int64_t k) __attribute__((always_inline)) {
-          return static_cast<float>(scale * log_p[k] + hi[k] + lo[k] - shift);
-        },
-        count, exponentials);
-  }
-  const bool finite = top > 0.5f * scale_hi * kFloor;
-  return {finite ? shift * kLog2 : -__builtin_inf(), sum};
+  const auto float_shift = static_cast<float>(shift);
+  const double sum = exponentiate<kFma>(
+      [=](int64_t k) __attribute__((always_inline)) {
+        return multiply_add<kFma>(scale_hi, log_p[k], hi[k] - float_shift) +
+               multiply_add<kFma>(scale_lo, log_p[k], lo[k]);
+      },
+      potential.least, count, exponentials);
+  return {shift * kLog2, sum};
 }
 
 template <bool kFma>
 SELAVI_INLINE RowSoftmax softmax_row(const double* __restrict log_p,
-                                     const Potential<double>& potential, int64_t count,
+                                     const Potential<double>& potential, double top, int64_t count,
                                      double* __restrict exponentials) {
   const double* __restrict v = potential.hi;
   const double lam = potential.scale_hi;
-  double top = -__builtin_inf(), sum = 0.0;
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < count; ++k) {
-    const double x = lam * log_p[k] + v[k];
-    top = x > top ? x : top;
-  }
+  double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t k = 0; k < count; ++k) {
-    exponentials[k] = exp_nonpositive(lam * log_p[k] + v[k] - top);
+    exponentials[k] = exp_nonpositive(multiply_add<kFma>(lam, log_p[k], v[k]) - top);
     sum += exponentials[k];
   }
   return {top, sum};
+}
+
+template <bool kFma, typename Number>
+SELAVI_INLINE RowSoftmax softmax_row(const Number* log_p, const Potential<Number>& potential,
+                                     int64_t count, Number* exponentials) {
+  const Number top = row_top<kFma>(log_p, potential, count);
+  return softmax_row<kFma>(log_p, potential, top, count, exponentials);
 }
 
 }  // namespace selavi
