@@ -10,6 +10,10 @@ STABLE_TORCH_LIBRARY(selavi, m) {
   m.def(
       "sinkhorn_labels(Tensor log_p, Tensor v, Tensor lam) "
       "-> (Tensor labels, Tensor logsumexp, Tensor confidence)");
+  m.def(
+      "sinkhorn_plan(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam, ScalarType dtype) "
+      "-> Tensor");
+  m.def("sinkhorn_column_logsumexp(Tensor log_p, Tensor u, Tensor lam) -> Tensor");
   m.def("permute_prior(Tensor prior, Tensor mass) -> Tensor");
   m.def(
       "accumulate_log_softmax_(Tensor(a!) store, Tensor[] logits, Tensor index, Tensor? weight) "

@@ -50,22 +50,14 @@ void add_view(const Tensor& logits, const double* weight, double default_weight,
               int64_t last, double* sums) {
   const int64_t batch = logits.size(1), columns = logits.size(2);
   const std::vector<double> zeros(static_cast<size_t>(columns), 0.0);
-  std::vector<double> x(static_cast<size_t>(columns));
-  std::vector<Compute<Storage>> exponentials(static_cast<size_t>(columns));
+  PotentialParts<Compute<Storage>> parts(zeros.data(), 1.0, columns);
+  Scratch<Compute<Storage>> scratch((kTile + 1) * padded(columns));
   for (int64_t h = first / batch; h * batch < last; ++h) {
-    const MatrixView<Storage> matrix = matrix_of<Storage>(logits, h);
-    RowReader<Storage> reader(matrix);
     const int64_t begin = std::max(first - h * batch, int64_t{0});
     const int64_t end = std::min(last - h * batch, batch);
-    for (int64_t b = begin; b < end; ++b) {
-      const double factor = weight != nullptr ? weight[b] : default_weight;
-      if (factor == 0.0) continue;
-      const auto* row = reader.row(b, end);
-      const RowSoftmax softmax =
-          softmax_row(row, zeros.data(), 1.0, columns, x.data(), exponentials.data());
-      add_log_softmax_row(row, softmax.max + std::log(softmax.sum), factor, columns,
-                          sums + (h * batch + b - first) * columns);
-    }
+    row_kernels<Storage>().add_log_softmax({matrix_of<Storage>(logits, h), begin, end},
+                                           parts.view(), weight, default_weight, scratch.data(),
+                                           sums + (h * batch + begin - first) * columns);
   }
 }
 

@@ -1,24 +1,95 @@
-// The row arithmetic of csrc/include/softmax_row.h, compiled for several x86 levels of which the
-// loader picks the best at run time.
+// Loops over blocks of rows, compiled once for each instruction set and picked at run time. The
+// rest of the CPU backend is compiled for the least of them.
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
+#include "../include/row_reader.h"
 #include "../include/softmax_row.h"
 
 namespace selavi::cpu {
 
-RowSoftmax softmax_row(const float* log_p, const double* v, double lam, int64_t count, double* x,
-                       float* exponentials);
-RowSoftmax softmax_row(const double* log_p, const double* v, double lam, int64_t count, double* x,
-                       double* exponentials);
+constexpr int64_t kGroup = 64;         // rows summed in float before they go to a double
+constexpr int64_t kColumnTile = 2048;  // columns of column_logsumexp's tile of kGroup rows
 
-void add_scaled_row(const float* exponentials, double factor, int64_t count, double* accumulator);
-void add_scaled_row(const double* exponentials, double factor, int64_t count, double* accumulator);
+// Rows [first, last) of a matrix.
+template <typename Storage>
+struct RowBlock {
+  MatrixView<Storage> matrix;
+  int64_t first;
+  int64_t last;
+};
 
-void add_log_softmax_row(const float* logits, double logsumexp, double weight, int64_t count,
-                         double* accumulator);
-void add_log_softmax_row(const double* logits, double logsumexp, double weight, int64_t count,
-                         double* accumulator);
+enum class Output { kFloat, kDouble, kBFloat16, kFloat16 };
+
+// `scratch` is aligned to 64 bytes and uninitialized. Weights and the like are indexed by row.
+template <typename Storage>
+struct RowKernels {
+  using Number = Compute<Storage>;
+
+  // mass (S, padded(K)) += sum_i weight_i pi_ik and value (S) += sum_i weight_i
+  // logsumexp_i at S potentials. Scratch: (kTile + kQuad) * padded(K) and S * kGroup.
+  void (*pass)(const RowBlock<Storage>&, const Potential<Number>*, int64_t candidates,
+               const double* weight, Number* scratch, RowSoftmax* softmax, double* mass,
+               double* value);
+
+  // out (rows, K), from row `first` on, = factor_i pi_ik, or 0 where that is below `least`.
+  // Scratch: (kTile + 1) * padded(K).
+  void (*scaled_softmax)(const RowBlock<Storage>&, const Potential<Number>&, const double* factor,
+                         double least, Number* scratch, void* out, Output);
+
+  // Scratch: (kTile + 1) * padded(K).
+  void (*labels)(const RowBlock<Storage>&, const Potential<Number>&, double lam, const double* v,
+                 Number* scratch, int64_t* label, double* logsumexp, double* confidence);
+
+  // out_k = logsumexp_i(lam log_p_ik + u_i) over the block's rows; `rows` holds lam and u. Scratch:
+  // (kGroup + 2) * padded(min(K, kColumnTile)) and 2 * kColumnTile.
+  void (*column_logsumexp)(const RowBlock<Storage>&, const Potential<Number>& rows, Number* scratch,
+                           double* running, double* out);
+
+  // accumulator (rows, K), from row `first` on, += weight_i log_softmax_ik; a null weight is
+  // `every`. Scratch: (kTile + 1) * padded(K).
+  void (*add_log_softmax)(const RowBlock<Storage>&, const Potential<Number>&, const double* weight,
+                          double every, Number* scratch, double* accumulator);
+};
+
+template <typename Storage>
+const RowKernels<Storage>& row_kernels();
+
+// Whether matrix products of bfloat16 are several times as fast here as those of float.
+bool has_fast_bfloat16();
+
+template <typename Number>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : lines_((static_cast<size_t>(count) * sizeof(Number) + sizeof(Line)) / sizeof(Line)) {}
+  Number* data() { return lines_.data()->numbers; }
+
+ private:
+  struct alignas(64) Line {
+    Number numbers[64 / sizeof(Number)];
+  };
+  std::vector<Line> lines_;
+};
+
+// Owns what a Potential points to.
+template <typename Number>
+class PotentialParts {
+ public:
+  PotentialParts(const double* v, double lam, int64_t count);
+  Potential<Number> view() { return {scale_hi_, scale_lo_, quantum_, hi_.data(), lo_.data()}; }
+
+ private:
+  Number scale_hi_, scale_lo_;
+  double quantum_;
+  Scratch<Number> hi_, lo_;
+};
+
+template <>
+PotentialParts<float>::PotentialParts(const double* v, double lam, int64_t count);
+template <>
+PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count);
 
 }  // namespace selavi::cpu

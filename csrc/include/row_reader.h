@@ -1,11 +1,9 @@
-// Rows of a strided matrix of any storage type as contiguous rows of the type we compute in.
+// Rows of a strided matrix of any storage type as padded rows of the type we compute in.
 // Torch-free.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
 #include "half_precision.h"
 
@@ -14,6 +12,12 @@ namespace selavi {
 // The type a storage type is computed in.
 template <typename Storage>
 using Compute = std::conditional_t<std::is_same_v<Storage, double>, double, float>;
+
+constexpr int64_t kLanes = 16;  // rows are padded to a multiple of this
+constexpr int64_t kTile = 16;   // rows read at once where columns are apart in memory
+constexpr int64_t kQuad = 4;    // rows summed at once
+
+constexpr int64_t padded(int64_t columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
 template <typename Storage>
 struct MatrixView {
@@ -24,56 +28,97 @@ struct MatrixView {
   int64_t column_stride;
 };
 
-// Hands out one row at a time. Where the rows already lie as needed it points into the matrix;
-// otherwise it copies kTile rows at once, so that a transposed matrix is read along its memory.
+// Floats are kept finite, so that no product with a zero or negative number makes NaN of -inf.
+constexpr float kFloor = -0x1p100f;
+SELAVI_INLINE float keep_finite(float value) { return value < kFloor ? kFloor : value; }
+SELAVI_INLINE double keep_finite(double value) { return value; }
+
+// Copies row i of `matrix` to rows + i * stride for i in [first, last), along its memory.
+template <typename Storage>
+SELAVI_INLINE void load_rows(const MatrixView<Storage>& matrix, int64_t first, int64_t last,
+                             Compute<Storage>* __restrict rows, int64_t stride) {
+  if (matrix.column_stride == 1) {
+    for (int64_t i = first; i < last; ++i) {
+      const Storage* __restrict source = matrix.data + i * matrix.row_stride;
+      Compute<Storage>* __restrict target = rows + (i - first) * stride;
+#pragma omp simd
+      for (int64_t k = 0; k < matrix.columns; ++k) target[k] = keep_finite(widen(source[k]));
+    }
+    return;
+  }
+  for (int64_t k = 0; k < matrix.columns; ++k) {
+    const Storage* source = matrix.data + k * matrix.column_stride;
+    for (int64_t i = first; i < last; ++i) {
+      rows[(i - first) * stride + k] = keep_finite(widen(source[i * matrix.row_stride]));
+    }
+  }
+}
+
+// Fills the padding of rows with what makes an exponential 0.
+template <typename Number>
+SELAVI_INLINE void pad_rows(Number* rows, int64_t count, int64_t columns, int64_t stride) {
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t k = columns; k < stride; ++k) {
+      rows[i * stride + k] = keep_finite(static_cast<Number>(-__builtin_inf()));
+    }
+  }
+}
+
+// Hands out padded copies of the rows [first, last) in ascending order, a row at a time, or kTile
+// rows where columns are apart in memory. A row's copy lasts while rows of the same quad are read:
+// the quads are first .. first + kQuad - 1 and so on.
 template <typename Storage>
 class RowReader {
  public:
-  explicit RowReader(const MatrixView<Storage>& matrix) : matrix_(matrix) {
-    if (!in_place()) buffer_.resize(static_cast<size_t>(kTile * matrix.columns));
+  using Number = Compute<Storage>;
+
+  // buffer: kTile * padded(columns).
+  SELAVI_INLINE RowReader(const MatrixView<Storage>& matrix, int64_t first, int64_t last,
+                          Number* buffer)
+      : matrix_(matrix),
+        first_(first),
+        last_(last),
+        buffer_(buffer),
+        stride_(padded(matrix.columns)) {
+    pad_rows(buffer, kTile, matrix.columns, stride_);
   }
 
-  const Compute<Storage>* row(int64_t i, int64_t last) {
-    if constexpr (std::is_same_v<Storage, Compute<Storage>>) {
-      if (in_place()) return matrix_.data + i * matrix_.row_stride;
+  SELAVI_INLINE const Number* row(int64_t i) {
+    if (matrix_.column_stride == 1) {
+      Number* target = buffer_ + (i - first_) % kQuad * stride_;
+      load_rows(matrix_, i, i + 1, target, stride_);
+      prefetch(i + kAhead);
+      return target;
     }
-    if (i < tile_first_ || i >= tile_last_) load_tile(i, std::min(i + kTile, last));
-    return buffer_.data() + (i - tile_first_) * matrix_.columns;
+    const int64_t tile = (i - first_) / kTile;
+    if (tile != tile_) {
+      const int64_t begin = first_ + tile * kTile, end = begin + kTile;
+      load_rows(matrix_, begin, end < last_ ? end : last_, buffer_, stride_);
+      tile_ = tile;
+    }
+    return buffer_ + (i - first_) % kTile * stride_;
   }
 
  private:
-  static constexpr int64_t kTile = 16;
+  static constexpr int64_t kAhead = 16;
+  static constexpr int64_t kLine = 64;
 
-  bool in_place() const {
-    return std::is_same_v<Storage, Compute<Storage>> && matrix_.column_stride == 1;
-  }
-
-  void load_tile(int64_t first, int64_t last) {
-    tile_first_ = first;
-    tile_last_ = last;
-    if (matrix_.column_stride == 1) {
-      for (int64_t i = first; i < last; ++i) {
-        const Storage* source = matrix_.data + i * matrix_.row_stride;
-        Compute<Storage>* target = buffer_.data() + (i - first) * matrix_.columns;
-        for (int64_t k = 0; k < matrix_.columns; ++k) {
-          target[k] = static_cast<Compute<Storage>>(source[k]);
-        }
-      }
-      return;
-    }
-    for (int64_t k = 0; k < matrix_.columns; ++k) {
-      const Storage* source = matrix_.data + k * matrix_.column_stride;
-      for (int64_t i = first; i < last; ++i) {
-        buffer_[static_cast<size_t>((i - first) * matrix_.columns + k)] =
-            static_cast<Compute<Storage>>(source[i * matrix_.row_stride]);
-      }
-    }
+  // Short rows are computed on while the next ones arrive; long ones are streams that the
+  // processor sees by itself.
+  SELAVI_INLINE void prefetch(int64_t i) const {
+    const int64_t bytes = matrix_.columns * static_cast<int64_t>(sizeof(Storage));
+    if (i >= last_ || bytes > 64 * kLine) return;
+    const auto* data = reinterpret_cast<const char*>(matrix_.data + i * matrix_.row_stride);
+    for (int64_t offset = 0; offset < bytes; offset += kLine)
+      __builtin_prefetch(data + offset, 0, 2);
   }
 
   MatrixView<Storage> matrix_;
-  std::vector<Compute<Storage>> buffer_;
-  int64_t tile_first_ = 0;
-  int64_t tile_last_ = 0;
+  int64_t first_;
+  int64_t last_;
+  Number* buffer_;
+  int64_t stride_;
+  int64_t tile_ = -1;
 };
 
 }  // namespace selavi

@@ -1,83 +1,146 @@
 // The arithmetic of one row, shared by the operators. Torch-free, header-only.
 //
-// Sums and maxima run over a fixed number of lanes combined in a fixed order, so a result does not
-// depend on the width of the vectors that the compiler chooses.
+// Rows are padded to a multiple of kLanes; the padding's exponentials are 0.
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "exponential.h"
+#include "row_reader.h"
 
 namespace selavi {
 
-constexpr int64_t kLanes = 16;
+constexpr double kLog2 = 0.693147180559945309417;
 
-struct RowSoftmax {
-  double max;  // max_k x_k
-  double sum;  // sum_k exp(x_k - max)
+// What x_k = lam * log_p_k + v_k needs beside log_p. In double, hi = v and scale_hi = lam.
+//
+// In float everything is in base 2: v_k log2(e) = hi_k + lo_k with hi_k a multiple of `quantum`, a
+// power of two, and lam log2(e) = scale_hi + scale_lo. Less a shift that is such a multiple too,
+//   x_k log2(e) - shift = (scale_hi log_p_k + (hi_k - shift)) + (scale_lo log_p_k + lo_k)
+// has an exact difference inside and is rounded at its own size, not at the size of x_k: at
+// |x_k| = 1e7 a plain float would be off by 1/2. The difference is exact as long as neither hi_k,
+// which sees to the quantum, nor the shift is above 2^23 quanta.
+template <typename Number>
+struct Potential {
+  Number scale_hi;
+  Number scale_lo;
+  double quantum;
+  const Number* hi;
+  const Number* lo;
+  float least = kLeastExponent;
 };
 
-inline __attribute__((always_inline)) double lane_max(const double* x, int64_t count) {
-  double lanes[kLanes];
-  for (int64_t j = 0; j < kLanes; ++j) lanes[j] = -std::numeric_limits<double>::infinity();
-  int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] = x[k + j] > lanes[j] ? x[k + j] : lanes[j];
-  }
-  for (int64_t j = 0; k + j < count; ++j) lanes[j] = x[k + j] > lanes[j] ? x[k + j] : lanes[j];
-  double best = lanes[0];
-  for (int64_t j = 1; j < kLanes; ++j) best = lanes[j] > best ? lanes[j] : best;
-  return best;
+struct RowSoftmax {
+  double shift;  // about max_k x_k
+  double sum;    // sum_k exp(x_k - shift)
+};
+
+// `value` to the nearest multiple of the quantum.
+SELAVI_INLINE double round_to(double value, double quantum) {
+  constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52
+  return (value + quantum * kRound) - quantum * kRound;
 }
 
-template <typename T>
-inline __attribute__((always_inline)) double lane_sum(const T* x, int64_t count) {
-  double lanes[kLanes] = {};
-  int64_t k = 0;
-  for (; k + kLanes <= count; k += kLanes) {
-    for (int64_t j = 0; j < kLanes; ++j) lanes[j] += static_cast<double>(x[k + j]);
+constexpr int64_t kFloatSum = 1024;  // terms summed in float before they go to a double
+
+// exponentials_k = 2^y(k) and their sum.
+template <bool kFma, typename Exponent>
+SELAVI_INLINE double exponentiate(const Exponent& y, float least, int64_t count,
+                                  float* __restrict exponentials) {
+  double sum = 0.0;
+  for (int64_t begin = 0; begin < count; begin += kFloatSum) {
+    const int64_t end = begin + kFloatSum < count ? begin + kFloatSum : count;
+    float part = 0.0f;
+#pragma omp simd reduction(+ : part)
+    for (int64_t k = begin; k < end; ++k) {
+      exponentials[k] = exp2_below_100<kFma>(y(k), least);
+      part += exponentials[k];
+    }
+    sum += part;
   }
-  for (int64_t j = 0; k + j < count; ++j) lanes[j] += static_cast<double>(x[k + j]);
-  double total = 0.0;
-  for (int64_t j = 0; j < kLanes; ++j) total += lanes[j];
-  return total;
+  return sum;
 }
 
-// x_k = lam * log_p_k + v_k, exponentials[k] = exp(x_k - max). x is scratch of `count` doubles.
-// x is formed in double: at lam * log_p = -1200 a float argument would cost 6e-5 of the result.
-template <typename T>
-inline __attribute__((always_inline)) RowSoftmax softmax_row_template(const T* __restrict log_p,
-                                                                      const double* __restrict v,
-                                                                      double lam, int64_t count,
-                                                                      double* __restrict x,
-                                                                      T* __restrict exponentials) {
-  for (int64_t k = 0; k < count; ++k) x[k] = lam * static_cast<double>(log_p[k]) + v[k];
-  const double max = lane_max(x, count);
+// max_k x_k in the units of hi, as exactly as Number holds it. NaN is passed over.
+template <bool kFma, typename Number>
+SELAVI_INLINE Number row_top(const Number* __restrict log_p, const Potential<Number>& potential,
+                             int64_t count) {
+  const Number* __restrict hi = potential.hi;
+  const Number scale = potential.scale_hi;
+  Number top = static_cast<Number>(-__builtin_inf());
+#pragma omp simd reduction(max : top)
   for (int64_t k = 0; k < count; ++k) {
-    exponentials[k] = exp_nonpositive(static_cast<T>(x[k] - max));
+    const Number x = multiply_add<kFma>(scale, log_p[k], hi[k]);
+    top = x > top ? x : top;
   }
-  return {max, lane_sum(exponentials, count)};
+  return top;
 }
 
-// accumulator_k += factor * exponentials_k
-template <typename T>
-inline __attribute__((always_inline)) void add_scaled_row_template(const T* __restrict exponentials,
-                                                                   double factor, int64_t count,
-                                                                   double* __restrict accumulator) {
+// softmax_row in double, for float rows that are too far from 0 (or lack the instruction).
+template <bool kFma>
+SELAVI_INLINE RowSoftmax softmax_far_row(const float* __restrict log_p,
+                                         const Potential<float>& potential, int64_t count,
+                                         float* __restrict exponentials) {
+  const float* __restrict hi = potential.hi;
+  const float* __restrict lo = potential.lo;
+  const double scale = static_cast<double>(potential.scale_hi) + potential.scale_lo;
+  double top = -__builtin_inf();
+#pragma omp simd reduction(max : top)
   for (int64_t k = 0; k < count; ++k) {
-    accumulator[k] += factor * static_cast<double>(exponentials[k]);
+    const double x = scale * log_p[k] + (static_cast<double>(hi[k]) + lo[k]);
+    top = x > top ? x : top;
   }
+  const double sum = exponentiate<kFma>(
+      [=](int64_t k) __attribute__((always_inline)) {
+        return static_cast<float>(scale * log_p[k] + (static_cast<double>(hi[k]) + lo[k]) - top);
+      },
+      potential.least, count, exponentials);
+  return {top > 0.5 * scale * kFloor ? top * kLog2 : -__builtin_inf(), sum};
 }
 
-// accumulator_k += weight * (logits_k - max - log_sum)
-template <typename T>
-inline __attribute__((always_inline)) void add_log_softmax_row_template(
-    const T* __restrict logits, double logsumexp, double weight, int64_t count,
-    double* __restrict accumulator) {
-  for (int64_t k = 0; k < count; ++k) {
-    accumulator[k] += weight * (static_cast<double>(logits[k]) - logsumexp);
+// exponentials_k = exp(x_k - shift), given row_top. NaN and +inf in log_p make the sum NaN; log_p
+// that is -inf throughout makes the shift -inf or the sum NaN.
+template <bool kFma>
+SELAVI_INLINE RowSoftmax softmax_row(const float* __restrict log_p,
+                                     const Potential<float>& potential, float top, int64_t count,
+                                     float* __restrict exponentials) {
+  const double shift = round_to(top, potential.quantum);
+  if (!kFma || !(__builtin_fabs(shift) <= 0x1p23 * potential.quantum)) {
+    return softmax_far_row<kFma>(log_p, potential, count, exponentials);
   }
+  const float* __restrict hi = potential.hi;
+  const float* __restrict lo = potential.lo;
+  const float scale_hi = potential.scale_hi, scale_lo = potential.scale_lo;
+  const auto float_shift = static_cast<float>(shift);
+  const double sum = exponentiate<kFma>(
+      [=](int64_t k) __attribute__((always_inline)) {
+        return multiply_add<kFma>(scale_hi, log_p[k], hi[k] - float_shift) +
+               multiply_add<kFma>(scale_lo, log_p[k], lo[k]);
+      },
+      potential.least, count, exponentials);
+  return {shift * kLog2, sum};
+}
+
+template <bool kFma>
+SELAVI_INLINE RowSoftmax softmax_row(const double* __restrict log_p,
+                                     const Potential<double>& potential, double top, int64_t count,
+                                     double* __restrict exponentials) {
+  const double* __restrict v = potential.hi;
+  const double lam = potential.scale_hi;
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < count; ++k) {
+    exponentials[k] = exp_nonpositive(multiply_add<kFma>(lam, log_p[k], v[k]) - top);
+    sum += exponentials[k];
+  }
+  return {top, sum};
+}
+
+template <bool kFma, typename Number>
+SELAVI_INLINE RowSoftmax softmax_row(const Number* log_p, const Potential<Number>& potential,
+                                     int64_t count, Number* exponentials) {
+  const Number top = row_top<kFma>(log_p, potential, count);
+  return softmax_row<kFma>(log_p, potential, top, count, exponentials);
 }
 
 }  // namespace selavi

@@ -65,6 +65,16 @@ def _register_fakes() -> None:
         rows = log_p.shape[:2]
         return v.new_empty(rows, dtype=torch.int64), v.new_empty(rows), v.new_empty(rows)
 
+    @torch.library.register_fake("selavi::sinkhorn_plan")
+    def _(
+        log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        return v.new_empty(log_p.shape, dtype=dtype)
+
+    @torch.library.register_fake("selavi::sinkhorn_column_logsumexp")
+    def _(log_p: Tensor, u: Tensor, lam: Tensor) -> Tensor:
+        return u.new_empty(log_p.shape[0], log_p.shape[2])
+
     @torch.library.register_fake("selavi::permute_prior")
     def _(prior: Tensor, mass: Tensor) -> Tensor:
         return torch.empty_like(mass)

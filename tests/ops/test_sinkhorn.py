@@ -65,19 +65,45 @@ def primitive_arguments(problems, n, k, candidates, seed=0):
     return log_p, v, c / c.sum(-1, keepdim=True).clamp_min(1e-9)
 
 
-def assert_primitives_match(log_p, v, c, lam=20.0):
-    wide = log_p.dtype == torch.float64
-    close = {"rtol": 1e-12, "atol": 1e-14} if wide else {"rtol": 3e-6, "atol": 3e-8}
+LONG_ROW_PRIMITIVES = (
+    "sinkhorn_pass",
+    "sinkhorn_labels",
+    "sinkhorn_plan",
+    "sinkhorn_column_logsumexp",
+)
+
+
+def tolerance(name, dtype):
+    if dtype == torch.float64:
+        return {"rtol": 1e-12, "atol": 1e-14}
+    if name == "sinkhorn_overlap":
+        # It only shapes a Newton step and may be made in bfloat16: two factors and their product
+        # are each rounded to 8 bits.
+        return {"rtol": 1.2e-2, "atol": 1e-6}
+    if name in ("sinkhorn_labels", "sinkhorn_column_logsumexp"):
+        return {"rtol": 3e-6, "atol": 3e-7}  # logarithms: absolute where their sums are relative
+    return {"rtol": 3e-6, "atol": 3e-8}
+
+
+def assert_primitives_match(log_p, v, c, lam=20.0, names=None):
     lam = torch.full((len(log_p),), lam, dtype=torch.float64)
+    u = torch.where(c > 0, c.log(), -torch.inf) - lam[:, None] * log_p.double().amax(-1)
     for name, arguments in (
         ("sinkhorn_pass", (log_p, v, c, lam)),
         ("sinkhorn_overlap", (log_p, v[:, 0].contiguous(), c, lam)),
         ("sinkhorn_labels", (log_p, v[:, 0].contiguous(), lam)),
+        ("sinkhorn_plan", (log_p, v[:, 0].contiguous(), c, lam, torch.float64)),
+        ("sinkhorn_column_logsumexp", (log_p, u, lam)),
     ):
+        if names is not None and name not in names:
+            continue
         ours = getattr(LIBRARY, name)(*arguments)
         definition = getattr(_definition, name)(*arguments)
         torch.testing.assert_close(
-            ours, definition, **close, msg=lambda m, name=name: f"{name}: {m}"
+            ours,
+            definition,
+            **tolerance(name, log_p.dtype),
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
@@ -113,15 +139,102 @@ def test_rows_of_zero_weight_are_not_read():
     torch.testing.assert_close(poisoned, clean, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("compiled", "poisoned_memory")
+def test_plan_in_every_dtype(dtype):
+    log_p, v, c = primitive_arguments(2, 150, 37, 1)
+    arguments = (log_p, v[:, 0].contiguous(), c, LAM.expand(2).clone(), dtype)
+    ours, definition = LIBRARY.sinkhorn_plan(*arguments), _definition.sinkhorn_plan(*arguments)
+    assert ours.dtype == dtype and (ours[:, ::7] == 0).all()
+    # Storing rounds by half a unit, and values beside a boundary to either side of it.
+    rtol = max(torch.finfo(dtype).eps, 2e-6)
+    torch.testing.assert_close(ours, definition, rtol=rtol, atol=1e-7)
+
+
 @pytest.mark.usefixtures("compiled")
-def test_result_does_not_depend_on_the_number_of_threads():
-    arguments = (*primitive_arguments(2, 3000, 19, 2), LAM.expand(2).clone())
+@pytest.mark.parametrize("n", [3, 64, 300])
+def test_column_logsumexp_of_dead_columns_and_rows(n):
+    log_p, _, _ = primitive_arguments(1, n, 5, 1)
+    log_p[:, :, 2] = -torch.inf
+    log_p[:, 1] = torch.nan
+    u = torch.randn(1, n, dtype=torch.float64)
+    u[:, 1] = -torch.inf
+    for stored in (log_p, log_p.double(), log_p.mT.contiguous().mT):
+        ours = LIBRARY.sinkhorn_column_logsumexp(stored, u, LAM)
+        definition = _definition.sinkhorn_column_logsumexp(stored, u, LAM)
+        assert ours[0, 2] == -torch.inf
+        torch.testing.assert_close(ours, definition, rtol=1e-6, atol=1e-6)
+    log_p[:, 0, 3] = torch.nan
+    bad = LIBRARY.sinkhorn_column_logsumexp(log_p, u, LAM)[0].isnan()
+    assert torch.equal(bad, torch.arange(5) == 3)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("shape", [(2, 40, 5000), (1, 5, 70000)])
+def test_long_rows(shape):
+    log_p, v, c = primitive_arguments(*shape, 2)
+    assert_primitives_match(log_p, v, c, names=LONG_ROW_PRIMITIVES)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_bad_entries_show(value):
+    """A solver reads them off the pass, in place of another read of the matrix."""
+    for stored in (torch.float32, torch.float64, torch.bfloat16):
+        log_p, v, c = primitive_arguments(2, 70, 21, 2)
+        log_p[1, 5, 3] = value
+        lam = LAM.expand(2).clone()
+        mass, mean_logsumexp = LIBRARY.sinkhorn_pass(log_p.to(stored), v, c, lam)
+        assert mass[0].isfinite().all() and mean_logsumexp[0].isfinite().all()
+        assert not mass[1].isfinite().any() and not mean_logsumexp[1].isfinite().any()
+
+
+@pytest.mark.usefixtures("compiled")
+def test_row_that_is_minus_infinity_throughout_shows():
+    for stored in (torch.float32, torch.float64, torch.bfloat16):
+        log_p, v, c = primitive_arguments(1, 70, 21, 2)
+        log_p[0, 5] = -torch.inf
+        _, mean_logsumexp = LIBRARY.sinkhorn_pass(log_p.to(stored), v, c, LAM)
+        assert not mean_logsumexp.isfinite().any()
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize(("lam", "scale"), [(1.0, 1e4), (1000.0, 10.0), (1000.0, 1e4), (20.0, 5e5)])
+def test_exponentials_do_not_lose_to_large_numbers(lam, scale):
+    """v takes back what log_p spans, so that rows hold several entries that count."""
+    generator = torch.Generator().manual_seed(0)
+    offset = -scale * torch.rand(300, generator=generator)
+    log_p = (offset + 2.0 / lam * torch.randn(1, 400, 300, generator=generator)).contiguous()
+    v = -lam * offset.double() + torch.randn(300, generator=generator, dtype=torch.float64)
+    c = torch.full((1, 400), 1 / 400, dtype=torch.float64)
+    arguments = (log_p, v[None], c, torch.tensor([lam], dtype=torch.float64))
+    ours = LIBRARY.sinkhorn_plan(*arguments, torch.float64)
+    definition = _definition.sinkhorn_plan(*arguments, torch.float64)
+    torch.testing.assert_close(ours, definition, rtol=1e-6, atol=1e-5 / 400)
+    torch.testing.assert_close(ours.sum(1), definition.sum(1), rtol=2e-7, atol=0)
+
+
+@pytest.mark.usefixtures("compiled")
+def test_labels_are_those_of_float64():
+    log_p, v, _ = primitive_arguments(1, 4000, 50, 1)
+    log_p = (log_p * 64).round() / 64  # many near ties, and some exact ones
+    v = (v[:, 0] * 1e-9).contiguous()
+    v[:, 25:] = v[:, :25]
+    ours = LIBRARY.sinkhorn_labels(log_p, v, LAM)[0]
+    assert torch.equal(ours, _definition.sinkhorn_labels(log_p, v, LAM)[0])
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("name", ["sinkhorn_pass", "sinkhorn_column_logsumexp"])
+def test_result_does_not_depend_on_the_number_of_threads(name):
+    log_p, v, c = primitive_arguments(2, 3000, 19, 2)
+    lam = LAM.expand(2).clone()
+    arguments = (log_p, v, c, lam) if name == "sinkhorn_pass" else (log_p, c.log(), lam)
     threads = torch.get_num_threads()
     try:
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append(LIBRARY.sinkhorn_pass(*arguments))
+            results.append(getattr(LIBRARY, name)(*arguments))
     finally:
         torch.set_num_threads(threads)
     for result in results[1:]:
@@ -135,6 +248,8 @@ def test_opcheck():
     torch.library.opcheck(LIBRARY.sinkhorn_pass.default, (log_p, v, c, LAM))
     torch.library.opcheck(LIBRARY.sinkhorn_overlap.default, (log_p, v0, c, LAM))
     torch.library.opcheck(LIBRARY.sinkhorn_labels.default, (log_p, v0, LAM))
+    torch.library.opcheck(LIBRARY.sinkhorn_plan.default, (log_p, v0, c, LAM, torch.bfloat16))
+    torch.library.opcheck(LIBRARY.sinkhorn_column_logsumexp.default, (log_p, c.log(), LAM))
 
 
 @pytest.mark.usefixtures("compiled")

@@ -1,0 +1,223 @@
+// The bodies of RowKernels for the instruction set that the including file has switched on.
+//
+// Nothing of the standard library is called here: the linker keeps one copy of its inline
+// functions, and that could be one compiled for a processor that is not there.
+
+#include "column_kernels.inl"
+
+namespace selavi::cpu::SELAVI_LEVEL {
+namespace {
+
+constexpr double kFactorScale = 0x1p60;  // keeps products off float's slow denormals
+
+// sums_k += weight * sum_j factor_j rows_jk over kQuad rows of `width`. Added in pairs: a plain
+// float sum of many equal rows is always rounded the same way.
+template <typename Number>
+SELAVI_INLINE void add_quad(const Number* __restrict rows, const Number* factor, double weight,
+                            int64_t width, double* __restrict sums) {
+  static_assert(kQuad == 4);
+  const Number f0 = factor[0], f1 = factor[1], f2 = factor[2], f3 = factor[3];
+#pragma omp simd
+  for (int64_t k = 0; k < width; ++k) {
+    const Number* row = rows + k;
+    const Number sum = multiply_add<kFma>(f0, row[0], f1 * row[width]) +
+                       multiply_add<kFma>(f2, row[2 * width], f3 * row[3 * width]);
+    sums[k] = multiply_add<kFma>(weight, static_cast<double>(sum), sums[k]);
+  }
+}
+
+double weighted_logsumexp(const double* weight, const RowSoftmax* rows, int64_t count) {
+  double total = 0.0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = 0; j < count; ++j) {
+    total += weight[j] * (rows[j].shift + log_positive(rows[j].sum));
+  }
+  return total;
+}
+
+// The sums over one quad of rows, of which `count` carry weight.
+template <typename Number>
+SELAVI_INLINE void pass_quad(const Number* const* log_p, const double* weight, int64_t count,
+                             const Potential<Number>& potential, int64_t width,
+                             Number* exponentials, RowSoftmax* softmax, double* mass) {
+  double heaviest = weight[0];  // factors are relative to it, so that equal weights are exact
+  for (int64_t j = 1; j < count; ++j) heaviest = weight[j] > heaviest ? weight[j] : heaviest;
+  Number top[kQuad];
+  for (int64_t j = 0; j < count; ++j) top[j] = row_top<kFma>(log_p[j], potential, width);
+  Number factor[kQuad] = {};
+  for (int64_t j = 0; j < count; ++j) {
+    softmax[j] = softmax_row<kFma>(log_p[j], potential, top[j], width, exponentials + j * width);
+    factor[j] = static_cast<Number>(weight[j] / heaviest * kFactorScale / softmax[j].sum);
+  }
+  add_quad(exponentials, factor, heaviest / kFactorScale, width, mass);
+}
+
+template <typename Storage>
+void pass(const RowBlock<Storage>& block, const Potential<Compute<Storage>>* potentials,
+          int64_t candidates, const double* weight, Compute<Storage>* scratch, RowSoftmax* softmax,
+          double* mass, double* value) {
+  using Number = Compute<Storage>;
+  const int64_t width = padded(block.matrix.columns);
+  RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
+  Number* exponentials = scratch + kTile * width;
+  for (int64_t j = 0; j < kQuad * width; ++j) exponentials[j] = Number(0);
+  for (int64_t group = block.first; group < block.last; group += kGroup) {
+    double weights[kGroup];
+    int64_t rows = 0;
+    for (int64_t quad = group; quad < group + kGroup && quad < block.last; quad += kQuad) {
+      const Number* log_p[kQuad];
+      int64_t count = 0;
+      for (int64_t i = quad; i < quad + kQuad && i < block.last; ++i) {
+        if (weight[i] == 0.0) continue;
+        log_p[count] = reader.row(i);
+        weights[rows + count++] = weight[i];
+      }
+      if (count == 0) continue;
+      for (int64_t s = 0; s < candidates; ++s) {
+        pass_quad(log_p, weights + rows, count, potentials[s], width, exponentials,
+                  softmax + s * kGroup + rows, mass + s * width);
+      }
+      rows += count;
+    }
+    for (int64_t s = 0; s < candidates; ++s) {
+      value[s] += weighted_logsumexp(weights, softmax + s * kGroup, rows);
+    }
+  }
+}
+
+template <typename Number, typename Out>
+SELAVI_INLINE void store_scaled(const Number* __restrict row, Number factor, Number least,
+                                int64_t count, Out* __restrict out) {
+#pragma omp simd
+  for (int64_t k = 0; k < count; ++k) {
+    const Number scaled = row[k] * factor;
+    narrow(scaled < least ? Number(0) : scaled, &out[k]);
+  }
+}
+
+template <typename Number>
+SELAVI_INLINE void store_row(const Number* row, Number factor, Number least, int64_t count,
+                             int64_t offset, void* out, Output output) {
+  switch (output) {
+    case Output::kFloat:
+      return store_scaled(row, factor, least, count, static_cast<float*>(out) + offset);
+    case Output::kDouble:
+      return store_scaled(row, factor, least, count, static_cast<double*>(out) + offset);
+    case Output::kBFloat16:
+      return store_scaled(row, factor, least, count, static_cast<BFloat16*>(out) + offset);
+    case Output::kFloat16:
+      return store_scaled(row, factor, least, count, static_cast<Float16*>(out) + offset);
+  }
+}
+
+template <typename Storage>
+void scaled_softmax(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,
+                    const double* factor, double least, Compute<Storage>* scratch, void* out,
+                    Output output) {
+  using Number = Compute<Storage>;
+  const int64_t columns = block.matrix.columns, width = padded(columns);
+  RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
+  Number* exponentials = scratch + kTile * width;
+  for (int64_t i = block.first; i < block.last; ++i) {
+    Number scale = Number(0);
+    if (factor[i] == 0.0) {
+      for (int64_t k = 0; k < columns; ++k) exponentials[k] = Number(0);
+    } else {
+      const RowSoftmax row = softmax_row<kFma>(reader.row(i), potential, width, exponentials);
+      scale = static_cast<Number>(factor[i] / row.sum);
+    }
+    store_row(exponentials, scale, static_cast<Number>(least), columns, (i - block.first) * columns,
+              out, output);
+  }
+}
+
+template <typename Number>
+SELAVI_INLINE Number largest(const Number* numbers, int64_t count) {
+  Number top = Number(0);
+#pragma omp simd reduction(max : top)
+  for (int64_t k = 0; k < count; ++k) top = numbers[k] > top ? numbers[k] : top;
+  return top;
+}
+
+// argmax_k lam * log_p_k + v_k in double among the columns whose exponential is nearly the largest.
+template <typename Number>
+SELAVI_INLINE int64_t argmax(const Number* exponentials, Number top, const Number* log_p,
+                             double lam, const double* v, int64_t columns) {
+  const Number least = top * Number(1.0 - 1e-4);
+  int64_t best = 0;
+  double best_x = -__builtin_inf();
+  for (int64_t begin = 0; begin < columns; begin += kGroup) {
+    const int64_t end = begin + kGroup < columns ? begin + kGroup : columns;
+    int candidates = 0;
+#pragma omp simd reduction(+ : candidates)
+    for (int64_t k = begin; k < end; ++k) candidates += exponentials[k] >= least;
+    if (candidates == 0) continue;
+    for (int64_t k = begin; k < end; ++k) {
+      if (!(exponentials[k] >= least)) continue;
+      const double x = lam * static_cast<double>(log_p[k]) + v[k];
+      if (x > best_x) {
+        best = k;
+        best_x = x;
+      }
+    }
+  }
+  return best;
+}
+
+template <typename Storage>
+void labels(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,
+            double lam, const double* v, Compute<Storage>* scratch, int64_t* label,
+            double* logsumexp, double* confidence) {
+  using Number = Compute<Storage>;
+  const int64_t columns = block.matrix.columns, width = padded(columns);
+  RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
+  Number* exponentials = scratch + kTile * width;
+  for (int64_t i = block.first; i < block.last; ++i) {
+    const Number* log_p = reader.row(i);
+    const RowSoftmax row = softmax_row<kFma>(log_p, potential, width, exponentials);
+    const Number top = largest(exponentials, width);
+    label[i] = argmax(exponentials, top, log_p, lam, v, columns);
+    confidence[i] = top / row.sum;
+    logsumexp[i] = row.shift + log_positive(row.sum);
+  }
+}
+
+template <typename Storage>
+void add_log_softmax(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,
+                     const double* weight, double every, Compute<Storage>* scratch,
+                     double* accumulator) {
+  using Number = Compute<Storage>;
+  const int64_t columns = block.matrix.columns, width = padded(columns);
+  RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
+  Number* exponentials = scratch + kTile * width;
+  for (int64_t i = block.first; i < block.last; ++i) {
+    const double factor = weight != nullptr ? weight[i] : every;
+    if (factor == 0.0) continue;
+    const Number* __restrict logits = reader.row(i);
+    const RowSoftmax row = softmax_row<kFma>(logits, potential, width, exponentials);
+    const double logsumexp = row.shift + log_positive(row.sum);
+    double* __restrict target = accumulator + (i - block.first) * columns;
+#pragma omp simd
+    for (int64_t k = 0; k < columns; ++k) {
+      const double x = logits[k] <= kFloor ? -__builtin_inf() : static_cast<double>(logits[k]);
+      target[k] += factor * (x - logsumexp);
+    }
+  }
+}
+
+}  // namespace
+
+template <typename Storage>
+const RowKernels<Storage>& row_kernels() {
+  static constexpr RowKernels<Storage> kernels = {pass<Storage>, scaled_softmax<Storage>,
+                                                  labels<Storage>, column_logsumexp<Storage>,
+                                                  add_log_softmax<Storage>};
+  return kernels;
+}
+
+template const RowKernels<float>& row_kernels<float>();
+template const RowKernels<double>& row_kernels<double>();
+template const RowKernels<BFloat16>& row_kernels<BFloat16>();
+template const RowKernels<Float16>& row_kernels<Float16>();
+
+}  // namespace selavi::cpu::SELAVI_LEVEL

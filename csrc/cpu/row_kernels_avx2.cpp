@@ -1,0 +1,8 @@
+#include "instruction_sets.h"
+
+#ifdef SELAVI_X86_LEVELS
+#pragma GCC target("avx2,fma")
+#define SELAVI_LEVEL avx2
+#define SELAVI_FMA true
+#include "row_kernels.inl"
+#endif
