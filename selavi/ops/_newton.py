@@ -46,7 +46,8 @@ def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int
 def _solve_from(problem: Problem, state: State, tol: float, limit: float) -> None:
     """Newton from the state; problems that do not get under way take the way through small lam."""
     _iterate(problem, state, tol, torch.minimum(state.reads + _FIRST_TRY, _full(state, limit)))
-    for b in (~_under_way(problem, state) & (state.reads < limit)).nonzero()[:, 0].tolist():
+    late = ~_under_way(problem, state) & (state.reads + _FIRST_TRY <= limit)
+    for b in late.nonzero()[:, 0].tolist():
         one = problem.select(b)
         state.put(b, _by_continuation(one, state.select(b), limit))
     _iterate(problem, state, tol, _full(state, limit))
@@ -71,10 +72,10 @@ def _by_continuation(problem: Problem, state: State, limit: float) -> State:
     for _ in range(_MAX_STAGES):
         share /= _RAISE
         state = try_at(share, v, state.reads, float(state.reads) + _FIRST_TRY)
-        if _under_way(problem, state).all() or state.reads >= last:
+        if _under_way(problem, state).all() or state.reads + 1 > last:
             break
     while share < 1.0:
-        share = 1.0 if state.reads >= last else min(share * _RAISE, 1.0)
+        share = 1.0 if state.reads + 1 > last else min(share * _RAISE, 1.0)
         state = try_at(share, state.v, state.reads, last)
     return state
 
@@ -154,13 +155,17 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
-    Each is a share of Levenberg's: (L + mu diag(r)) d = r - m, where -L is the Hessian.
+    Each is a share of Levenberg's: (L + diag(mu r + w)) d = r - m, where -L is the Hessian. w is for
+    columns with far less mass than their due. Theirs grows like exp(v), so that alone they would
+    be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says just that.
     """
+    r, m = problem.col_marginal, state.mass
+    ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
+    w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
     steps, dampings = [], []
     for factor, shares in _TRIALS.items():
         mu = damping * factor
-        matrix = laplacian + torch.diag_embed(mu[:, None] * problem.col_marginal)
-        step = _solve(matrix, problem.col_marginal - state.mass)
+        step = _solve(laplacian + torch.diag_embed(mu[:, None] * r + w), r - m)
         for share in shares:
             steps.append(share * step)
             dampings.append(mu)
