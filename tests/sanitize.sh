@@ -24,5 +24,5 @@ export PYTHONPATH="$copy"
 "$python" -c 'from selavi.ops import backends; assert backends()["cpu"] == "available", backends()'
 for level in default avx2 avx512; do
     echo "+ ATEN_CPU_CAPABILITY=$level"
-    ATEN_CPU_CAPABILITY=$level "$python" -m pytest -q -p no:cacheprovider tests/ops "$@"
+    ATEN_CPU_CAPABILITY=$level "$python" -m pytest -q -p no:cacheprovider --capture=sys tests/ops "$@"
 done
