@@ -1,4 +1,4 @@
-// The levels for which row_kernels.inl is compiled.
+// The levels for which row_kernels_body.h is compiled.
 #pragma once
 
 #include "row_kernels.h"

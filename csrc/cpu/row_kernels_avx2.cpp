@@ -4,5 +4,5 @@
 #pragma GCC target("avx2,fma")
 #define SELAVI_LEVEL avx2
 #define SELAVI_FMA true
-#include "row_kernels.inl"
+#include "row_kernels_body.h"
 #endif

@@ -4,5 +4,5 @@
 #pragma GCC target("avx2,fma,avx512f,avx512vl,avx512bw,avx512dq,prefer-vector-width=512")
 #define SELAVI_LEVEL avx512
 #define SELAVI_FMA true
-#include "row_kernels.inl"
+#include "row_kernels_body.h"
 #endif

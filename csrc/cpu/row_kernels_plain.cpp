@@ -6,4 +6,4 @@
 #else
 #define SELAVI_FMA false
 #endif
-#include "row_kernels.inl"
+#include "row_kernels_body.h"

@@ -210,7 +210,7 @@ def test_exponentials_do_not_lose_to_large_numbers(lam, scale):
     ours = LIBRARY.sinkhorn_plan(*arguments, torch.float64)
     definition = _definition.sinkhorn_plan(*arguments, torch.float64)
     torch.testing.assert_close(ours, definition, rtol=1e-6, atol=1e-5 / 400)
-    torch.testing.assert_close(ours.sum(1), definition.sum(1), rtol=2e-7, atol=0)
+    torch.testing.assert_close(ours.sum(1), definition.sum(1), rtol=4e-7, atol=0)
 
 
 @pytest.mark.usefixtures("compiled")

@@ -1,5 +1,5 @@
-// Column sums of exponentials, for row_kernels.inl. Rows are taken in groups and columns in tiles,
-// so that a tile stays in the second-level cache between its two readings.
+// Column sums of exponentials, for row_kernels_body.h. Rows are taken in groups and columns in
+// tiles, so that a tile stays in the second-level cache between its two readings.
 
 namespace selavi::cpu::SELAVI_LEVEL {
 namespace {

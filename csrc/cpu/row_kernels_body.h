@@ -3,7 +3,7 @@
 // Nothing of the standard library is called here: the linker keeps one copy of its inline
 // functions, and that could be one compiled for a processor that is not there.
 
-#include "column_kernels.inl"
+#include "column_kernels_body.h"
 
 namespace selavi::cpu::SELAVI_LEVEL {
 namespace {
@@ -139,26 +139,30 @@ SELAVI_INLINE Number largest(const Number* numbers, int64_t count) {
   return top;
 }
 
-// argmax_k lam * log_p_k + v_k in double among the columns whose exponential is nearly the largest.
+// argmax_k lam * log_p_k + v_k in double. Only the columns whose exponential is nearly the largest
+// can be it, and mostly there is one.
 template <typename Number>
-SELAVI_INLINE int64_t argmax(const Number* exponentials, Number top, const Number* log_p,
-                             double lam, const double* v, int64_t columns) {
+SELAVI_INLINE int64_t argmax(const Number* __restrict exponentials, Number top,
+                             const Number* __restrict log_p, double lam, const double* v,
+                             int64_t columns) {
   const Number least = top * Number(1.0 - 1e-4);
+  int32_t candidates = 0, candidate = 0;
+  const auto width = static_cast<int32_t>(padded(columns));  // the padding is 0, so below `least`
+#pragma omp simd reduction(+ : candidates) reduction(max : candidate)
+  for (int32_t k = 0; k < width; ++k) {
+    const int32_t near = exponentials[k] >= least ? 1 : 0;
+    candidates += near;
+    candidate = near * k > candidate ? near * k : candidate;
+  }
+  if (candidates == 1) return candidate;
   int64_t best = 0;
   double best_x = -__builtin_inf();
-  for (int64_t begin = 0; begin < columns; begin += kGroup) {
-    const int64_t end = begin + kGroup < columns ? begin + kGroup : columns;
-    int candidates = 0;
-#pragma omp simd reduction(+ : candidates)
-    for (int64_t k = begin; k < end; ++k) candidates += exponentials[k] >= least;
-    if (candidates == 0) continue;
-    for (int64_t k = begin; k < end; ++k) {
-      if (!(exponentials[k] >= least)) continue;
-      const double x = lam * static_cast<double>(log_p[k]) + v[k];
-      if (x > best_x) {
-        best = k;
-        best_x = x;
-      }
+  for (int64_t k = 0; k < columns; ++k) {
+    if (!(exponentials[k] >= least)) continue;
+    const double x = lam * static_cast<double>(log_p[k]) + v[k];
+    if (x > best_x) {
+      best = k;
+      best_x = x;
     }
   }
   return best;
@@ -172,13 +176,20 @@ void labels(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& p
   const int64_t columns = block.matrix.columns, width = padded(columns);
   RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
   Number* exponentials = scratch + kTile * width;
-  for (int64_t i = block.first; i < block.last; ++i) {
-    const Number* log_p = reader.row(i);
-    const RowSoftmax row = softmax_row<kFma>(log_p, potential, width, exponentials);
-    const Number top = largest(exponentials, width);
-    label[i] = argmax(exponentials, top, log_p, lam, v, columns);
-    confidence[i] = top / row.sum;
-    logsumexp[i] = row.shift + log_positive(row.sum);
+  for (int64_t first = block.first; first < block.last; first += kGroup) {
+    const int64_t last = first + kGroup < block.last ? first + kGroup : block.last;
+    RowSoftmax softmax[kGroup];
+    for (int64_t i = first; i < last; ++i) {
+      const Number* log_p = reader.row(i);
+      softmax[i - first] = softmax_row<kFma>(log_p, potential, width, exponentials);
+      const Number top = largest(exponentials, width);
+      label[i] = argmax(exponentials, top, log_p, lam, v, columns);
+      confidence[i] = top / softmax[i - first].sum;
+    }
+#pragma omp simd
+    for (int64_t j = 0; j < last - first; ++j) {
+      logsumexp[first + j] = softmax[j].shift + log_positive(softmax[j].sum);
+    }
   }
 }
 
