@@ -11,6 +11,11 @@ from selavi.ops._problem import Problem, State, check_finite, start
 # damping the whole step and shares of it. In a gap between rows the curvature says nothing of how
 # far a step should go.
 _TRIALS = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
+# While every step shrinks the error well, a read that tries fewer steps is a cheaper one.
+_FEW_TRIALS = {0.1: (1.0,), 1.0: (1.0,)}
+_GOOD = 0.25
+# And where it shrinks it very well, the next step does without a Hessian of its own.
+_VERY_GOOD = 0.1
 _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING = 1e-15
 # A sharp problem's Hessian counts the few rows between two clusters just now. A step that moves v
@@ -114,6 +119,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
     stale = torch.ones_like(state.error, dtype=torch.bool)
     laplacian = state.v.new_zeros(*state.v.shape, state.v.shape[-1])
     noise = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # of f, from its exponentials
+    trials = _TRIALS
     while True:
         active = (state.error > tol) & (state.reads + stale.double() + 1 <= limit)
         if not active.any():
@@ -123,7 +129,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
             fresh = problem.laplacian(state.v, sharpness, stale)
             laplacian = torch.where(stale[:, None, None], fresh, laplacian)
         state.reads += stale
-        steps, dampings = _candidates(problem, state, laplacian, damping)
+        steps, dampings = _candidates(problem, state, laplacian, damping, trials)
         v = state.v[:, None] + steps
         v -= (v * problem.col_marginal[:, None]).sum(-1, keepdim=True)  # f ignores a constant
         mass, value = problem.evaluate(v, active)
@@ -138,20 +144,26 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
         each, best = torch.arange(len(error), device=error.device), ranked.argmin(-1)
         moved = active & usable.any(-1)
-        new_v, new_error, old_error = v[each, best], error[each, best], state.error
+        new_v, shrunk = v[each, best], error[each, best] / state.error
         change = (problem.col_marginal * (new_v - state.v) ** 2).sum(-1).sqrt()
         state.accept(problem, moved, new_v, mass[each, best], value[each, best])
 
         raised = dampings.amax(-1) * 5
         damping = torch.where(moved, dampings[each, best], raised).clamp_min(_LEAST_DAMPING)
-        ahead = change * (new_error / old_error).clamp(0, 1).sqrt()  # the next step's likely size
+        trials = _FEW_TRIALS if (shrunk < _GOOD)[active].all() else _TRIALS
+        ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size
         wanted = torch.where(moved, 1 / ahead, sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
-        stale = moved | (wanted != sharpness)
+        as_before = (wanted == 1) & (sharpness == 1)
+        stale = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != sharpness)
         sharpness = torch.where(active, wanted, sharpness)
 
 
 def _candidates(
-    problem: Problem, state: State, laplacian: Tensor, damping: Tensor
+    problem: Problem,
+    state: State,
+    laplacian: Tensor,
+    damping: Tensor,
+    trials: dict[float, tuple[float, ...]],
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
@@ -163,7 +175,7 @@ def _candidates(
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
     w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
     steps, dampings = [], []
-    for factor, shares in _TRIALS.items():
+    for factor, shares in trials.items():
         mu = damping * factor
         step = _solve(laplacian + torch.diag_embed(mu[:, None] * r + w), r - m)
         for share in shares:
