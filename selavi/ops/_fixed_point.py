@@ -3,6 +3,8 @@
 One read and, over a group, one all-reduce an iteration; nothing of size K x K.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -39,28 +41,32 @@ def solve_sinkhorn(problem: Problem, v: Tensor, tol: float | None, limit: int) -
 
 
 def solve_anderson(problem: Problem, v: Tensor, tol: float, limit: int) -> State:
-    """Anderson mixing (type II) of the last iterates, left for a plain step where it fails."""
+    """Anderson mixing (type II) of the last iterates, left for a plain step where it fails.
+
+    The state is the best that was met.
+    """
     state = start(problem, v, torch.zeros_like(v[:, 0]))
     check_finite(problem, state)
+    best = replace(state)
     points, updates = [state.v], [_update(problem, state.mass)]
     fresh = torch.zeros_like(state.reads)  # iterates since a problem's last failure
     for _ in range(1, limit):
-        active = state.error > tol
+        active = best.error > tol
         if not active.any():
             break
         v = _mix(points, updates, fresh)
         v = v - (v * problem.col_marginal).sum(-1, keepdim=True)  # f ignores a constant
         v = torch.where(active[:, None], v, state.v)
         mass, value = problem.evaluate(v[:, None], active)
-        state.reads += active
         error = (mass[:, 0] - problem.col_marginal).abs().sum(-1)
-        plain = fresh == 0
-        good = active & (plain | (error <= _GROWTH * state.error))
+        good = active & ((fresh == 0) | (error <= _GROWTH * state.error))
         state.accept(problem, good, v, mass[:, 0], value[:, 0])
+        best.accept(problem, good & (error < best.error), v, mass[:, 0], value[:, 0])
+        best.reads += active
         fresh = torch.where(good, fresh + 1, 0.0)
         points = [*points, state.v][-_MEMORY:]
         updates = [*updates, _update(problem, state.mass)][-_MEMORY:]
-    return state
+    return best
 
 
 def _mix(points: list[Tensor], updates: list[Tensor], fresh: Tensor) -> Tensor:
@@ -76,5 +82,7 @@ def _mix(points: list[Tensor], updates: list[Tensor], fresh: Tensor) -> Tensor:
     gram = bends.mT @ bends
     own = gram.diagonal(dim1=-2, dim2=-1)
     ridge = torch.where(own > 0, _RIDGE * own.amax(-1, keepdim=True), 1.0)
-    weights = torch.linalg.solve(gram + torch.diag_embed(ridge), bends.mT @ update[..., None])
+    weights: Tensor = torch.linalg.solve(
+        gram + torch.diag_embed(ridge), bends.mT @ update[..., None]
+    )
     return v + update - ((steps + bends) @ weights)[..., 0]

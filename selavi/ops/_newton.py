@@ -7,12 +7,13 @@ from torch import Tensor
 
 from selavi.ops._problem import Problem, State, check_finite, start
 
+Trials = dict[float, tuple[float, ...]]
 # Several steps are tried in one read of the matrix, and the best is kept: for each factor of the
 # damping the whole step and shares of it. In a gap between rows the curvature says nothing of how
 # far a step should go.
-_TRIALS = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
+_TRIALS: Trials = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
 # While every step shrinks the error well, a read that tries fewer steps is a cheaper one.
-_FEW_TRIALS = {0.1: (1.0,), 1.0: (1.0,)}
+_FEW_TRIALS: Trials = {0.1: (1.0,), 1.0: (1.0,)}
 _GOOD = 0.25
 # And where it shrinks it very well, the next step does without a Hessian of its own.
 _VERY_GOOD = 0.1
@@ -24,7 +25,7 @@ _FIRST_SHARPNESS = 0.1
 _LEAST_SHARPNESS = 1e-6
 _ROUGH_ERROR = 0.05  # above this nothing is known of the size of the first step
 # A problem is under way once its column error is below this and no column is starved, that is, has
-# less than this share of its due. Where it is not after a first try: solve at smaller lam, raise it.
+# less than this share of its due. Where it is not after a first try, lam is made small and raised.
 _UNDER_WAY = 0.3
 _STARVED = 1e-6
 _FIRST_TRY = 32.0  # reads
@@ -44,11 +45,11 @@ def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int
         v, reads = _start_on_samples(problem, v, limit)
     state = start(problem, v, reads)
     check_finite(problem, state)
-    _solve_from(problem, state, tol, limit)
+    continue_newton(problem, state, tol, limit)
     return state
 
 
-def _solve_from(problem: Problem, state: State, tol: float, limit: float) -> None:
+def continue_newton(problem: Problem, state: State, tol: float, limit: float) -> None:
     """Newton from the state; problems that do not get under way take the way through small lam."""
     _iterate(problem, state, tol, torch.minimum(state.reads + _FIRST_TRY, _full(state, limit)))
     late = ~_under_way(problem, state) & (state.reads + _FIRST_TRY <= limit)
@@ -106,7 +107,7 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
             continue
         state = start(sample, v, torch.zeros_like(reads))
         check_finite(problem, state)
-        _solve_from(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
+        continue_newton(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
         reads = reads + (1 + state.reads) / share
     return v, reads
@@ -163,13 +164,13 @@ def _candidates(
     state: State,
     laplacian: Tensor,
     damping: Tensor,
-    trials: dict[float, tuple[float, ...]],
+    trials: Trials,
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
-    Each is a share of Levenberg's: (L + diag(mu r + w)) d = r - m, where -L is the Hessian. w is for
-    columns with far less mass than their due. Theirs grows like exp(v), so that alone they would
-    be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says just that.
+    Each is a share of Levenberg's: (L + diag(mu r + w)) d = r - m, where -L is the Hessian. w is
+    for columns with far less mass than their due. Theirs grows like exp(v), so that alone they
+    would be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says that.
     """
     r, m = problem.col_marginal, state.mass
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()

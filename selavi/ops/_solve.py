@@ -10,12 +10,18 @@ from torch import Tensor
 from selavi.ops import _inputs
 from selavi.ops._fixed_point import solve_anderson, solve_sinkhorn
 from selavi.ops._library import primitives
-from selavi.ops._newton import solve_newton
+from selavi.ops._newton import continue_newton, solve_newton
 from selavi.ops._problem import Problem, State, check_finite, start
 
 DEFAULT_TOL = 2e-6
-# Newton's method holds a few K x K float64 matrices; above this K "auto" mixes iterates instead.
-_NEWTON_MAX_COLUMNS = 2048
+# Newton's method pays for K^2 N + K^3 operations an iteration, Anderson's for N K: "auto" begins
+# with Newton's where K is small or the rows are many.
+_SMALL_COLUMNS = 64
+_COLUMNS = 1024
+_ROWS_A_COLUMN = 16
+# Elsewhere Anderson's has half the reads, and what it did not solve goes to Newton's, unless its
+# few K x K float64 matrices were too large.
+_MOST_COLUMNS = 4096
 
 
 class Solution(NamedTuple):
@@ -94,11 +100,21 @@ def solve(
 
 def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
     tol, limit, solver = options.tol, options.max_iterations, options.solver
+    columns = v.shape[-1]
     if tol is None or solver == "sinkhorn":
         return solve_sinkhorn(problem, v, tol, limit)
-    if solver == "newton" or (solver == "auto" and v.shape[-1] <= _NEWTON_MAX_COLUMNS):
+    if solver == "auto" and (
+        columns <= _SMALL_COLUMNS
+        or (columns <= _COLUMNS and problem.total_rows >= _ROWS_A_COLUMN * columns)
+    ):
+        solver = "newton"
+    if solver == "newton":
         return solve_newton(problem, v, cold, tol, limit)
-    return solve_anderson(problem, v, tol, limit)
+    if solver == "anderson" or columns > _MOST_COLUMNS:
+        return solve_anderson(problem, v, tol, limit)
+    state = solve_anderson(problem, v, tol, (limit + 1) // 2)
+    continue_newton(problem, state, tol, limit)
+    return state
 
 
 def _span(rows: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
@@ -112,8 +128,7 @@ def _span(rows: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
     return sum(counts[: dist.get_rank(group)]), sum(counts)
 
 
-@torch.library.custom_op("selavi::solve", mutates_args=())
-def solve_op(
+def _solve_alone(
     log_p: Tensor,
     row_marginal: Tensor | None,
     col_marginal: Tensor | None,
@@ -130,8 +145,7 @@ def solve_op(
     return solve(log_p, row_marginal, col_marginal, init, options, None)
 
 
-@solve_op.register_fake
-def _(
+def _fake(
     log_p: Tensor,
     row_marginal: Tensor | None,
     col_marginal: Tensor | None,
@@ -178,4 +192,9 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     return (plan * (-ctx.lam * of.value[:, None, None]).to(plan.dtype), *(None,) * 9)
 
 
-solve_op.register_autograd(_backward, setup_context=_setup_context)
+# Not by torch.library.custom_op, which imports the compiler (half a second) at the first call.
+torch.library.define("selavi::solve", torch.library.infer_schema(_solve_alone, mutates_args=()))
+torch.library.impl("selavi::solve", "default", _solve_alone)
+torch.library.register_fake("selavi::solve", _fake)
+torch.library.register_autograd("selavi::solve", _backward, setup_context=_setup_context)
+solve_op = torch.ops.selavi.solve

@@ -65,9 +65,9 @@ class SinkhornResult:
         return scaled + self.row_potential[..., None] + self.col_potential[..., None, :]
 
     def plan(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Q, (..., N, K) in dtype: rows sum to row_marginal, columns to col_marginal within `error`.
+        """Q, (..., N, K) in dtype. Computed at each call, in one read of log_p and one write.
 
-        Computed at each call, in one read of log_p and one write.
+        Rows sum to row_marginal, columns to col_marginal but for `error`.
         """
         self._refuse_gradient("plan()")
         n, k = self._log_p.shape[-2:]
@@ -125,8 +125,8 @@ def sinkhorn(
             against 2e-6.
         max_iterations: reads of log_p after which the solver stops unconverged.
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to
-            converge), "anderson" (the same, mixed with its last iterates) or "auto": newton up to
-            K = 2048, else anderson.
+            converge), "anderson" (the same, mixed with its last iterates) or "auto": newton where K
+            is small or N >= 16 K; else anderson, and newton for what it did not solve.
         init: v to start from, (K,) or (..., K), or an earlier result, whose col_potential is taken.
         group: a torch.distributed group over whose ranks the rows are sharded: log_p and
             row_marginal are this rank's rows, any number of them, K and all else the same on every
