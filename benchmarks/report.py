@@ -1,4 +1,4 @@
-"""The table (markdown) and the plot (PNG) of a results file: report.py RESULTS.json."""
+"""The table (markdown), the plot (PNG) and README's copy of a results file: report.py RESULTS.json."""
 
 import json
 import sys
@@ -12,6 +12,8 @@ import matplotlib.pyplot as plt
 
 from results import steps
 
+README = Path(__file__).parents[1] / "README.md"
+_BEGIN, _END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 MET, MISSED, INK = "#2f6f9f", "#c8553d", "#222222"
 _UNITS = {"time": "x less time", "slowdown": "x its time", "memory": "x its peak extra memory"}
 
@@ -124,13 +126,23 @@ def plot(results: dict[str, Any], path: Path) -> None:
     plt.close(figure)
 
 
+def into_readme(text: str) -> None:
+    before, rest = README.read_text().split(_BEGIN)
+    after = rest.split(_END)[1]
+    README.write_text(f"{before}{_BEGIN}\n{text}\n{_END}{after}")
+
+
 def main(source: Path) -> None:
     results = json.loads(source.read_text())
     parts = (table(results), machine(results), details(results))
     source.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
-    plot(results, source.with_suffix(".png"))
+    picture = source.with_suffix(".png")
+    plot(results, picture)
+    if results["size"] == "full":
+        link = f"![peers' times]({picture.relative_to(README.parent).as_posix()})"
+        into_readme("\n\n".join((machine(results), table(results), link)))
     print(table(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]).resolve())
