@@ -1,4 +1,4 @@
-"""The table (markdown), the plot (PNG) and README's copy of a results file: report.py RESULTS.json."""
+"""Table (markdown), plot (PNG) and README's copy of a results file: report.py RESULTS.json."""
 
 import json
 import sys
