@@ -77,4 +77,5 @@ def _mix(points: list[Tensor], updates: list[Tensor], fresh: Tensor) -> Tensor:
     own = gram.diagonal(dim1=-2, dim2=-1)
     ridge = torch.where(own > 0, _RIDGE * own.amax(-1, keepdim=True), 1.0)
     weights = torch.linalg.solve(gram + torch.diag_embed(ridge), bends.mT @ update[..., None])
-    return v + update - ((steps + bends) @ weights)[..., 0]
+    mixed: Tensor = v + update - ((steps + bends) @ weights)[..., 0]
+    return mixed

@@ -12,7 +12,7 @@ from selavi.ops._problem import Problem, State, check_finite, start
 # far a step should go.
 _TRIALS = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
 # While every step shrinks the error well, a read that tries fewer steps is a cheaper one.
-_FEW_TRIALS = {0.1: (1.0,), 1.0: (1.0,)}
+_FEW_TRIALS: dict[float, tuple[float, ...]] = {0.1: (1.0,), 1.0: (1.0,)}
 _GOOD = 0.25
 # And where it shrinks it very well, the next step does without a Hessian of its own.
 _VERY_GOOD = 0.1
@@ -24,7 +24,7 @@ _FIRST_SHARPNESS = 0.1
 _LEAST_SHARPNESS = 1e-6
 _ROUGH_ERROR = 0.05  # above this nothing is known of the size of the first step
 # A problem is under way once its column error is below this and no column is starved, that is, has
-# less than this share of its due. Where it is not after a first try: solve at smaller lam, raise it.
+# less than this share of its due. If it is not after a first try: solve at smaller lam, raise it.
 _UNDER_WAY = 0.3
 _STARVED = 1e-6
 _FIRST_TRY = 32.0  # reads
@@ -167,7 +167,7 @@ def _candidates(
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
-    Each is a share of Levenberg's: (L + diag(mu r + w)) d = r - m, where -L is the Hessian. w is for
+    Each is a share of Levenberg's: (L + diag(mu r + w)) d = r - m, with -L the Hessian. w is for
     columns with far less mass than their due. Theirs grows like exp(v), so that alone they would
     be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says just that.
     """

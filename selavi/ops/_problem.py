@@ -117,9 +117,7 @@ class State:
 
     def select(self, b: int) -> "State":
         one = slice(b, b + 1)
-        return State(
-            self.v[one], self.mass[one], self.value[one], self.error[one], self.reads[one]
-        )
+        return State(self.v[one], self.mass[one], self.value[one], self.error[one], self.reads[one])
 
     def put(self, b: int, one: "State") -> None:
         for name, mine in vars(self).items():

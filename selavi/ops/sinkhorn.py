@@ -65,7 +65,7 @@ class SinkhornResult:
         return scaled + self.row_potential[..., None] + self.col_potential[..., None, :]
 
     def plan(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        """Q, (..., N, K) in dtype: rows sum to row_marginal, columns to col_marginal within `error`.
+        """Q, (..., N, K) in dtype; rows sum to row_marginal, columns to col_marginal up to error.
 
         Computed at each call, in one read of log_p and one write.
         """
