@@ -6,6 +6,7 @@
 #include <optional>
 #include <vector>
 
+#include "../include/potential.h"
 #include "dispatch.h"
 #include "row_kernels.h"
 

@@ -1,10 +1,7 @@
 #include "row_kernels.h"
 
-#include <algorithm>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <type_traits>
 
 #include "instruction_sets.h"
 
@@ -55,33 +52,5 @@ template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
 template const RowKernels<BFloat16>& row_kernels<BFloat16>();
 template const RowKernels<Float16>& row_kernels<Float16>();
-
-template <>
-PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count)
-    : scale_hi_(lam), scale_lo_(0.0), quantum_(0.0), hi_(padded(count)), lo_(0) {
-  std::fill(std::copy_n(v, count, hi_.data()), hi_.data() + padded(count), 0.0);
-}
-
-// The quantum is as small as softmax_row lets it be for rows whose largest log_p is above -kUsual;
-// it falls back to double for others.
-template <>
-PotentialParts<float>::PotentialParts(const double* v, double lam, int64_t count)
-    : hi_(padded(count)), lo_(padded(count)) {
-  const double to_base_2 = 1.0 / kLog2;
-  scale_hi_ = static_cast<float>(lam * to_base_2);
-  scale_lo_ = static_cast<float>(lam * to_base_2 - scale_hi_);
-  constexpr double kUsual = 64.0;
-  double largest = lam * kUsual * to_base_2;
-  for (int64_t k = 0; k < count; ++k) {
-    if (std::isfinite(v[k])) largest = std::max(largest, std::abs(v[k]) * to_base_2);
-  }
-  quantum_ = std::exp2(std::ceil(std::log2(std::max(largest, 1.0))) - 23.0);
-  for (int64_t k = 0; k < padded(count); ++k) {
-    const double value = k < count ? v[k] * to_base_2 : 0.0;
-    const double hi = round_to(value, quantum_);
-    hi_.data()[k] = static_cast<float>(hi);
-    lo_.data()[k] = std::isfinite(hi) ? static_cast<float>(value - hi) : 0.0f;
-  }
-}
 
 }  // namespace selavi::cpu

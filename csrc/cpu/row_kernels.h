@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../include/row_reader.h"
 #include "../include/softmax_row.h"
@@ -59,37 +58,5 @@ const RowKernels<Storage>& row_kernels();
 
 // Whether matrix products of bfloat16 are several times as fast here as those of float.
 bool has_fast_bfloat16();
-
-template <typename Number>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : lines_((static_cast<size_t>(count) * sizeof(Number) + sizeof(Line)) / sizeof(Line)) {}
-  Number* data() { return lines_.data()->numbers; }
-
- private:
-  struct alignas(64) Line {
-    Number numbers[64 / sizeof(Number)];
-  };
-  std::vector<Line> lines_;
-};
-
-// Owns what a Potential points to.
-template <typename Number>
-class PotentialParts {
- public:
-  PotentialParts(const double* v, double lam, int64_t count);
-  Potential<Number> view() { return {scale_hi_, scale_lo_, quantum_, hi_.data(), lo_.data()}; }
-
- private:
-  Number scale_hi_, scale_lo_;
-  double quantum_;
-  Scratch<Number> hi_, lo_;
-};
-
-template <>
-PotentialParts<float>::PotentialParts(const double* v, double lam, int64_t count);
-template <>
-PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count);
 
 }  // namespace selavi::cpu

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "../include/potential.h"
 #include "dispatch.h"
 #include "row_kernels.h"
 

@@ -8,8 +8,10 @@
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "../include/potential.h"
 #include "../include/row_reader.h"
 #include "../include/softmax_row.h"
 
@@ -44,66 +46,68 @@ Doubles zeros(const Shape& shape) {
   return array;
 }
 
-// The rows of one problem and their softmax: all arithmetic of csrc/include is called here.
-template <typename Storage>
-struct Rows {
-  Rows(const MatrixView<Storage>& matrix, double lam)
-      : count(matrix.rows),
-        columns(matrix.columns),
-        lam(lam),
-        exponentials(static_cast<size_t>(columns)),
-        reader(matrix),
-        x(static_cast<size_t>(columns)) {}
-
-  const Compute<Storage>* entries(int64_t i) { return reader.row(i, count); }
-
-  // Fills exponentials with exp(x_ik - max_k x_ik), x_ik = lam log_p_ik + v_k.
-  RowSoftmax softmax(int64_t i, const double* v) {
-    return softmax_row_template(entries(i), v, lam, columns, x.data(), exponentials.data());
-  }
-
-  // accumulator_k += factor * exponentials_k for k >= first
-  void add(double factor, double* accumulator, int64_t first = 0) const {
-    add_scaled_row_template(exponentials.data() + first, factor, columns - first,
-                            accumulator + first);
-  }
-
-  const int64_t count, columns;
-  const double lam;
-  std::vector<Compute<Storage>> exponentials;
-  RowReader<Storage> reader;
-  std::vector<double> x;
-};
-
-// Calls body(b, rows) for every problem, without the GIL.
-template <typename Storage, typename Body>
-void for_each_problem_of(const py::array& log_p, const double* lam, const Body& body) {
-  constexpr auto kSize = static_cast<py::ssize_t>(sizeof(Storage));
-  bool aligned = (log_p.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
-  for (int axis = 0; axis < 3; ++axis) aligned = aligned && log_p.strides(axis) % kSize == 0;
-  check(aligned, "log_p must be aligned, with strides of whole elements");
-  const py::gil_scoped_release release;
-  for (py::ssize_t b = 0; b < log_p.shape(0); ++b) {
-    const char* data = static_cast<const char*>(log_p.data()) + b * log_p.strides(0);
-    Rows<Storage> rows({reinterpret_cast<const Storage*>(data), log_p.shape(1), log_p.shape(2),
-                        log_p.strides(1) / kSize, log_p.strides(2) / kSize},
-                       lam[b]);
-    body(b, rows);
-  }
+// Calls body(Storage{}) for the dtype of an array.
+template <typename Body>
+void with_storage(const py::array& array, const std::string& name, const Body& body) {
+  if (py::isinstance<py::array_t<float>>(array)) return body(float{});
+  if (py::isinstance<py::array_t<double>>(array)) return body(double{});
+  if (array.dtype().equal(py::dtype("e"))) return body(Float16{});
+  throw py::type_error(name + " must be float32, float64 or float16 of native byte order");
 }
 
-template <typename Body>
-void for_each_problem(const py::array& log_p, const Doubles& lam, const Body& body) {
-  const double* lams = data_of(lam, {extent(log_p, 0)}, "lam must be (B,)");
-  if (py::isinstance<py::array_t<float>>(log_p)) {
-    for_each_problem_of<float>(log_p, lams, body);
-  } else if (py::isinstance<py::array_t<double>>(log_p)) {
-    for_each_problem_of<double>(log_p, lams, body);
-  } else if (log_p.dtype().equal(py::dtype("e"))) {
-    for_each_problem_of<Float16>(log_p, lams, body);
-  } else {
-    throw py::type_error("log_p must be float32, float64 or float16 of native byte order");
+// The rows of one problem and their softmax at each of the potentials v (candidates, K): all
+// arithmetic of csrc/include is called here, the version for any processor.
+template <typename Storage>
+struct Rows {
+  using Number = Compute<Storage>;
+
+  Rows(const MatrixView<Storage>& matrix, double lam, const double* v, int64_t candidates)
+      : columns(matrix.columns),
+        lam(lam),
+        buffer(kTile * padded(columns)),
+        exponentials(padded(columns)),
+        reader(matrix, 0, matrix.rows, buffer.data()) {
+    for (int64_t s = 0; s < candidates; ++s) parts.emplace_back(v + s * columns, lam, columns);
   }
+
+  // Fills `exponentials` with exp(x_k - shift), x_k = lam log_p_k + v_k.
+  RowSoftmax softmax(const Number* row, size_t candidate = 0) {
+    return softmax_row<false>(row, parts[candidate].view(), padded(columns), exponentials.data());
+  }
+
+  // sums_k += factor * exponentials_k for k >= first
+  void add(double factor, double* sums, int64_t first = 0) {
+    const Number* terms = exponentials.data();
+    for (int64_t k = first; k < columns; ++k) sums[k] += factor * static_cast<double>(terms[k]);
+  }
+
+  const int64_t columns;
+  const double lam;
+  Scratch<Number> buffer, exponentials;
+  RowReader<Storage> reader;
+  std::vector<PotentialParts<Number>> parts;
+};
+
+// Calls body(b, rows) for every problem, without the GIL; v is (B, candidates, K).
+template <typename Body>
+void for_each_problem(const py::array& log_p, const Doubles& lam, const double* v,
+                      py::ssize_t candidates, const Body& body) {
+  const double* lams = data_of(lam, {extent(log_p, 0)}, "lam must be (B,)");
+  with_storage(log_p, "log_p", [&](auto tag) {
+    using Storage = decltype(tag);
+    constexpr auto kSize = static_cast<py::ssize_t>(sizeof(Storage));
+    bool aligned = (log_p.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0;
+    for (int axis = 0; axis < 3; ++axis) aligned = aligned && log_p.strides(axis) % kSize == 0;
+    check(aligned, "log_p must be aligned, with strides of whole elements");
+    const py::gil_scoped_release release;
+    for (py::ssize_t b = 0; b < log_p.shape(0); ++b) {
+      const char* data = static_cast<const char*>(log_p.data()) + b * log_p.strides(0);
+      Rows<Storage> rows({reinterpret_cast<const Storage*>(data), log_p.shape(1), log_p.shape(2),
+                          log_p.strides(1) / kSize, log_p.strides(2) / kSize},
+                         lams[b], v + b * candidates * log_p.shape(2), candidates);
+      body(b, rows);
+    }
+  });
 }
 
 py::tuple sinkhorn_pass(const py::array& log_p, const Doubles& v, const Doubles& row_marginal,
@@ -115,14 +119,15 @@ py::tuple sinkhorn_pass(const py::array& log_p, const Doubles& v, const Doubles&
   const double* c = data_of(row_marginal, {problems, n}, "row_marginal must be (B, N)");
   Doubles mass = zeros({problems, candidates, k}), value = zeros({problems, candidates});
   double *masses = mass.mutable_data(), *values = value.mutable_data();
-  for_each_problem(log_p, lam, [=](int64_t b, auto& rows) {
+  for_each_problem(log_p, lam, potentials, candidates, [=](int64_t b, auto& rows) {
     for (int64_t i = 0; i < n; ++i) {
       const double weight = c[b * n + i];
       if (weight == 0.0) continue;
-      for (int64_t s = b * candidates; s < (b + 1) * candidates; ++s) {
-        const RowSoftmax softmax = rows.softmax(i, potentials + s * k);
-        rows.add(weight / softmax.sum, masses + s * k);
-        values[s] += weight * (softmax.max + std::log(softmax.sum));
+      const auto* row = rows.reader.row(i);
+      for (int64_t s = 0; s < candidates; ++s) {
+        const RowSoftmax softmax = rows.softmax(row, static_cast<size_t>(s));
+        rows.add(weight / softmax.sum, masses + (b * candidates + s) * k);
+        values[b * candidates + s] += weight * (softmax.shift + std::log(softmax.sum));
       }
     }
   });
@@ -136,15 +141,15 @@ Doubles sinkhorn_overlap(const py::array& log_p, const Doubles& v, const Doubles
   const double* c = data_of(row_marginal, {problems, n}, "row_marginal must be (B, N)");
   Doubles overlap = zeros({problems, k, k});
   double* overlaps = overlap.mutable_data();
-  for_each_problem(log_p, lam, [=](int64_t b, auto& rows) {
+  for_each_problem(log_p, lam, potential, 1, [=](int64_t b, auto& rows) {
     double* target = overlaps + b * k * k;
     for (int64_t i = 0; i < n; ++i) {
       const double weight = c[b * n + i];
       if (weight == 0.0) continue;
-      const RowSoftmax softmax = rows.softmax(i, potential + b * k);
+      const RowSoftmax softmax = rows.softmax(rows.reader.row(i));
       const double factor = weight / (softmax.sum * softmax.sum);
       for (int64_t j = 0; j < k; ++j) {  // the upper triangle; most of a sharp row is 0
-        const auto e = static_cast<double>(rows.exponentials[static_cast<size_t>(j)]);
+        const auto e = static_cast<double>(rows.exponentials.data()[j]);
         if (e != 0.0) rows.add(factor * e, target + j * k, j);
       }
     }
@@ -162,12 +167,13 @@ py::tuple sinkhorn_labels(const py::array& log_p, const Doubles& v, const Double
   Doubles logsumexp = zeros({problems, n}), confidence = zeros({problems, n});
   int64_t* labels = label.mutable_data();
   double *logsumexps = logsumexp.mutable_data(), *confidences = confidence.mutable_data();
-  for_each_problem(log_p, lam, [=](int64_t b, auto& rows) {
+  for_each_problem(log_p, lam, potential, 1, [=](int64_t b, auto& rows) {
     for (int64_t i = 0; i < n; ++i) {
-      const RowSoftmax softmax = rows.softmax(i, potential + b * k);
-      logsumexps[b * n + i] = softmax.max + std::log(softmax.sum);
-      confidences[b * n + i] = 1.0 / softmax.sum;
-      const auto* row = rows.entries(i);
+      const auto* row = rows.reader.row(i);
+      const auto* terms = rows.exponentials.data();
+      const RowSoftmax softmax = rows.softmax(row);
+      logsumexps[b * n + i] = softmax.shift + std::log(softmax.sum);
+      confidences[b * n + i] = *std::max_element(terms, terms + k) / softmax.sum;
       double best = -kInfinity;
       labels[b * n + i] = 0;
       for (int64_t j = 0; j < k; ++j) {
@@ -179,19 +185,24 @@ py::tuple sinkhorn_labels(const py::array& log_p, const Doubles& v, const Double
   return py::make_tuple(label, logsumexp, confidence);
 }
 
-Doubles sinkhorn_plan(const py::array& log_p, const Doubles& v, const Doubles& row_marginal,
-                      const Doubles& lam) {
+py::array sinkhorn_plan(const py::array& log_p, const Doubles& v, const Doubles& row_marginal,
+                        const Doubles& lam, const py::dtype& dtype) {
   const auto problems = extent(log_p, 0), n = extent(log_p, 1), k = extent(log_p, 2);
   const double* potential = data_of(v, {problems, k}, "v must be (B, K)");
   const double* c = data_of(row_marginal, {problems, n}, "row_marginal must be (B, N)");
-  Doubles plan = zeros({problems, n, k});
-  double* plans = plan.mutable_data();
-  for_each_problem(log_p, lam, [=](int64_t b, auto& rows) {
-    for (int64_t i = 0; i < n; ++i) {
-      const double weight = c[b * n + i];
-      if (weight == 0.0) continue;
-      rows.add(weight / rows.softmax(i, potential + b * k).sum, plans + (b * n + i) * k);
-    }
+  py::array plan(dtype, Shape{problems, n, k});
+  with_storage(plan, "dtype", [&](auto tag) {
+    auto* plans = static_cast<decltype(tag)*>(plan.mutable_data());
+    for_each_problem(log_p, lam, potential, 1, [=](int64_t b, auto& rows) {
+      for (int64_t i = 0; i < n; ++i) {
+        const double weight = c[b * n + i];
+        auto* terms = rows.exponentials.data();
+        if (weight == 0.0) std::fill_n(terms, k, 0);
+        const double factor = weight == 0.0 ? 0.0 : weight / rows.softmax(rows.reader.row(i)).sum;
+        auto* out = plans + (b * n + i) * k;
+        for (int64_t j = 0; j < k; ++j) narrow(factor * static_cast<double>(terms[j]), out + j);
+      }
+    });
   });
   return plan;
 }
@@ -201,20 +212,18 @@ Doubles sinkhorn_column_logsumexp(const py::array& log_p, const Doubles& u, cons
   const double* potential = data_of(u, {problems, n}, "u must be (B, N)");
   Doubles logsumexp = zeros({problems, k});
   double* logsumexps = logsumexp.mutable_data();
-  for_each_problem(log_p, lam, [=](int64_t b, auto& rows) {
+  for_each_problem(log_p, lam, nullptr, 0, [=](int64_t b, auto& rows) {
     std::vector<double> max(static_cast<size_t>(k), -kInfinity), sum(static_cast<size_t>(k));
     for (const bool have_max : {false, true}) {
       for (int64_t i = 0; i < n; ++i) {
         const double shift = potential[b * n + i];
         if (shift == -kInfinity) continue;
-        const auto* row = rows.entries(i);
+        const auto* row = rows.reader.row(i);
         for (size_t j = 0; j < max.size(); ++j) {
+          if (row[j] <= kFloor) continue;  // -inf
           const double x = rows.lam * static_cast<double>(row[j]) + shift;
-          if (!have_max) {
-            max[j] = std::max(max[j], x);
-          } else if (x != -kInfinity) {
-            sum[j] += std::exp(x - max[j]);
-          }
+          if (have_max) sum[j] += std::exp(x - max[j]);
+          if (!have_max) max[j] = std::max(max[j], x);
         }
       }
     }
@@ -234,6 +243,6 @@ PYBIND11_MODULE(_numpy, m) {
   m.def("sinkhorn_pass", &sinkhorn_pass, "log_p"_a, "v"_a, "row_marginal"_a, "lam"_a);
   m.def("sinkhorn_overlap", &sinkhorn_overlap, "log_p"_a, "v"_a, "row_marginal"_a, "lam"_a);
   m.def("sinkhorn_labels", &sinkhorn_labels, "log_p"_a, "v"_a, "lam"_a);
-  m.def("sinkhorn_plan", &sinkhorn_plan, "log_p"_a, "v"_a, "row_marginal"_a, "lam"_a);
+  m.def("sinkhorn_plan", &sinkhorn_plan, "log_p"_a, "v"_a, "row_marginal"_a, "lam"_a, "dtype"_a);
   m.def("sinkhorn_column_logsumexp", &sinkhorn_column_logsumexp, "log_p"_a, "u"_a, "lam"_a);
 }

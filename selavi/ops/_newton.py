@@ -120,7 +120,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
     stale = torch.ones_like(state.error, dtype=torch.bool)
     laplacian = state.v.new_zeros(*state.v.shape, state.v.shape[-1])
     noise = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # of f, from its exponentials
-    trials = _TRIALS
+    modest = torch.zeros_like(stale)  # whether a problem tries few steps
     while True:
         active = (state.error > tol) & (state.reads + stale.double() + 1 <= limit)
         if not active.any():
@@ -130,6 +130,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
             fresh = problem.laplacian(state.v, sharpness, stale)
             laplacian = torch.where(stale[:, None, None], fresh, laplacian)
         state.reads += stale
+        trials = _FEW_TRIALS if modest[active].all() else _TRIALS
         steps, dampings = _candidates(problem, state, laplacian, damping, trials)
         v = state.v[:, None] + steps
         v -= (v * problem.col_marginal[:, None]).sum(-1, keepdim=True)  # f ignores a constant
@@ -140,6 +141,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         residual = problem.col_marginal[:, None] - mass
         slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
         usable = (slope > 0) & ((residual * steps).sum(-1) >= -0.5 * slope)
+        usable &= _is_tried(modest, trials)
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
@@ -149,14 +151,24 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         change = (problem.col_marginal * (new_v - state.v) ** 2).sum(-1).sqrt()
         state.accept(problem, moved, new_v, mass[each, best], value[each, best])
 
-        raised = dampings.amax(-1) * 5
+        raised = dampings[:, -1] * 5
         damping = torch.where(moved, dampings[each, best], raised).clamp_min(_LEAST_DAMPING)
-        trials = _FEW_TRIALS if (shrunk < _GOOD)[active].all() else _TRIALS
+        modest = shrunk < _GOOD
         ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size
         wanted = torch.where(moved, 1 / ahead, sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
         as_before = (wanted == 1) & (sharpness == 1)
         stale = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != sharpness)
         sharpness = torch.where(active, wanted, sharpness)
+
+
+def _is_tried(modest: Tensor, trials: Trials) -> Tensor:
+    """(B, S): all steps, but for a modest problem the few, so that its mates change nothing."""
+    few = [
+        share in _FEW_TRIALS.get(factor, ())
+        for factor, shares in trials.items()
+        for share in shares
+    ]
+    return torch.tensor(few, device=modest.device) | ~modest[:, None]
 
 
 def _candidates(

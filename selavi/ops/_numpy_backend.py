@@ -41,7 +41,14 @@ def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: Tensor) -> tuple[Tensor, Tens
 def sinkhorn_plan(
     log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    plan = _numpy.sinkhorn_plan(_array(log_p), _array(v), _array(row_marginal), _array(lam))
+    written = torch.float32 if dtype == torch.bfloat16 else dtype
+    plan = _numpy.sinkhorn_plan(
+        _array(log_p),
+        _array(v),
+        _array(row_marginal),
+        _array(lam),
+        _array(torch.empty(0, dtype=written)).dtype,
+    )
     return torch.from_numpy(plan).to(dtype)
 
 

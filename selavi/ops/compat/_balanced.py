@@ -26,8 +26,9 @@ class Balanced:
         log_u: (H, N) float64, -inf where a is 0.
         log_v: (H, M) float64, -inf where b is 0.
         dual: (H,) float64, sum_i a_i log_u_i + sum_j b_j log_v_j - sum_i a_i log a_i - sum_j b_j
-            log b_j, for a and b that sum to 1. Differentiable in log_p where sinkhorn's value is.
-        error: (H,) float64, the L1 error of the marginal that is not exact.
+            log b_j, for a and b that sum to 1. Its gradient in log_p is -lam times the plan.
+        rows_exact: (H,) bool, the plan's row sums are a exactly; else its column sums are b.
+        error: (H,) float64, the L1 error of the other marginal.
         converged: (H,) bool, error <= tol.
         n_passes: reads of log_p, the largest of the problems.
     """
@@ -35,6 +36,7 @@ class Balanced:
     log_u: Tensor
     log_v: Tensor
     dual: Tensor
+    rows_exact: Tensor
     error: Tensor
     converged: Tensor
     n_passes: int
@@ -62,6 +64,7 @@ def solve_balanced(
         log_u=torch.cat([part.log_u for part in parts]),
         log_v=torch.cat([part.log_v for part in parts]),
         dual=torch.cat([part.dual for part in parts]),
+        rows_exact=torch.cat([part.rows_exact for part in parts]),
         error=torch.cat([part.error for part in parts]),
         converged=torch.cat([part.converged for part in parts]),
         n_passes=max(part.n_passes for part in parts),
@@ -111,14 +114,16 @@ def _solve_group(
         backend=backend,
     )
     u, v = result.row_potential.detach(), result.col_potential.detach()
+    column_share = result.col_marginal.detach()
     log_u = torch.full_like(a.expand(len(b), -1), -torch.inf)
     log_v = torch.full_like(b, -torch.inf)
     log_u[:, rows], log_v[:, columns] = (v, u) if swapped else (u, v)
     return Balanced(
         log_u=log_u,
         log_v=log_v,
-        dual=result.value - torch.special.xlogy(result.col_marginal, result.col_marginal).sum(-1),
-        error=result.error,
+        dual=result.value - torch.special.xlogy(column_share, column_share).sum(-1),
+        rows_exact=torch.full_like(result.converged, not swapped),
+        error=result.error.detach(),
         converged=result.converged,
         n_passes=int(result.n_passes.max()),
     )

@@ -5,7 +5,8 @@
     solution.plan, solution.value, solution.potential_a
 
 Differences from the original: it converges to `tol` and warns where it does not, while GeomLoss
-anneals over exactly max_iter steps; max_iter and tol may be left out; C decides dtype and device.
+anneals over exactly max_iter steps; max_iter and tol may be left out; C decides dtype and device;
+the gradient of `value` with respect to C is its derivative, P, while GeomLoss's is twice that.
 """
 
 import warnings
@@ -13,9 +14,9 @@ import warnings
 import torch
 from torch import Tensor
 
-from selavi.ops._library import Backend
+from selavi.ops._library import Backend, primitives
 from selavi.ops.compat._arrays import Array, Library, negated_cost, weights
-from selavi.ops.compat._balanced import least_tol, solve_balanced
+from selavi.ops.compat._balanced import Balanced, least_tol, solve_balanced
 
 _MAX_ITER = 1000
 _TOL = 1e-9
@@ -31,7 +32,8 @@ class OTResult:
         potential_a: (N,), f, in the units of C.
         potential_b: (M,), g, in the units of C.
         value: scalar, sum_i a_i f_i + sum_j b_j g_j; at convergence
-            <P, C> + reg sum_ij P_ij log(P_ij / (a_i b_j)).
+            <P, C> + reg sum_ij P_ij log(P_ij / (a_i b_j)). Where C requires a gradient it has one:
+            P. Nothing else here has.
         converged: the marginal that is not exact was within tol.
     """
 
@@ -44,43 +46,51 @@ class OTResult:
         f: Tensor,
         g: Tensor,
         value: Tensor,
-        converged: bool,
+        solved: Balanced,
+        backend: Backend,
         library: Library,
     ) -> None:
         self._log_p, self._reg, self._a, self._b, self._f, self._g = log_p, reg, a, b, f, g
-        self._library = library
+        self._solved, self._backend, self._library = solved, backend, library
         self.potential_a: Array = library.export(f)
         self.potential_b: Array = library.export(g)
         self.value: Array = library.export(value)
-        self.converged = converged
+        self.converged = bool(solved.converged.all())
 
     @property
     def density(self) -> Array:
         """(N, M), P_ij / (a_i b_j). Computed at each call."""
-        return self._library.export(self._density())
+        f, g = self._f[:, None], self._g
+        density = torch.add(f, self._log_p.double()).add_(g).div_(self._reg).exp_()
+        return self._library.export(density)
 
     @property
     def plan(self) -> Array:
-        """(N, M), P. Computed at each call."""
-        return self._library.export(self._plan())
+        """(N, M), P. Computed at each call, in one read of C and one write."""
+        return self._library.export(self._plan(self._library.dtype))
 
     @property
     def marginal_a(self) -> Array:
         """(N,), P 1. Computed at each call."""
-        return self._library.export(self._plan().sum(1))
+        return self._library.export(self._plan(torch.float64).sum(1))
 
     @property
     def marginal_b(self) -> Array:
         """(M,), P^T 1. Computed at each call."""
-        return self._library.export(self._plan().sum(0))
+        return self._library.export(self._plan(torch.float64).sum(0))
 
-    def _density(self) -> Tensor:
-        f, g = self._f[:, None], self._g
-        return torch.add(f, self._log_p.double()).add_(g).div_(self._reg).exp_()
+    def _plan(self, dtype: torch.dtype) -> Tensor:
+        if self._solved.rows_exact[0]:
+            return self._normalized_rows(self._log_p, self._solved.log_v, self._a, dtype)
+        return self._normalized_rows(self._log_p.mT, self._solved.log_u, self._b, dtype).mT
 
-    def _plan(self) -> Tensor:
-        a, b = self._a[:, None], self._b
-        return self._density().mul_(a).mul_(b)
+    def _normalized_rows(
+        self, log_p: Tensor, v: Tensor, weight: Tensor, dtype: torch.dtype
+    ) -> Tensor:
+        """Rows weight_i softmax_j(log_p_ij / reg + v_j), for v (1, columns)."""
+        lam = torch.full_like(v[:, 0], 1.0 / self._reg)
+        ours = primitives(self._backend, log_p)
+        return ours.sinkhorn_plan(log_p[None], v, weight[None], lam, dtype)[0]
 
 
 def solve(
@@ -116,7 +126,7 @@ def solve(
         ValueError: a wrong shape, a negative weight, different masses, reg <= 0, and what
             `selavi.ops.sinkhorn` raises for log_p = -C.
         NotImplementedError: unbalanced transport or another method.
-        RuntimeError: a, b or C requires a gradient.
+        RuntimeError: a or b requires a gradient.
     """
     if unbalanced is not None or unbalanced_type != "KL":
         raise NotImplementedError(
@@ -143,8 +153,7 @@ def solve(
     wanted = max(_TOL if tol is None else tol, least_tol(log_p.dtype))
     limit = _MAX_ITER if max_iter is None else max_iter
     solved = solve_balanced(log_p, 1.0 / reg, source, target[None], wanted, limit, None, backend)
-    converged = bool(solved.converged.all())
-    if not converged:
+    if not solved.converged.all():
         warnings.warn(
             f"solve did not converge: error {float(solved.error.max()):.1e} after "
             f"{solved.n_passes} reads of C, {wanted:.1e} wanted; raise max_iter or reg.",
@@ -155,7 +164,7 @@ def solve(
     value = reg * mass * (solved.dual[0] - mass.log())
     gap = 0.5 * ((source * f).sum() - (target * g).sum()) / mass
     f, g = reg * (f - gap), reg * (g + gap)
-    return OTResult(log_p, reg, source, target, f, g, value, converged, library)
+    return OTResult(log_p, reg, source, target, f, g, value, solved, backend, library)
 
 
 def _potentials(

@@ -46,8 +46,9 @@ def test_solutions(backend, shape, mass):
     assert mine.converged
 
 
-def test_the_solution_satisfies_its_definition(backend):
-    C, a, b = problem()
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14)])
+def test_the_solution_satisfies_its_definition(backend, shape):
+    C, a, b = problem(*shape)
     solution = ours.solve(C, reg=0.01, a=2 * a, b=2 * b, backend=backend)
     a, b, plan = 2 * a, 2 * b, solution.plan
     np.testing.assert_allclose(solution.marginal_a, a, atol=1e-8)
@@ -90,6 +91,43 @@ def test_tensors_stay_tensors(backend, dtype):
     C, a, b = (torch.from_numpy(x).to(dtype) for x in problem())
     mine = ours.solve(C, reg=REG, a=a, b=b, backend=backend)
     assert_same(mine, theirs.solve(C, reg=REG, a=a, b=b, max_iter=300))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14)])
+def test_the_gradient_of_the_value_is_the_plan(backend, shape, dtype):
+    C, a, b = (torch.from_numpy(x) for x in problem(*shape))
+    a[2] = b[3] = 0
+    a, b = 3 * a / a.sum(), 3 * b / b.sum()
+    C = C.to(dtype).requires_grad_()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mine = ours.solve(C, reg=REG, a=a, b=b, backend=backend)
+        (gradient,) = torch.autograd.grad(7.0 * mine.value, C)
+    rtol = 1e-9 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(gradient, 7.0 * mine.plan, rtol=rtol, atol=1e-7)
+    assert gradient.dtype == dtype
+    for name in NAMES:
+        assert getattr(mine, name).requires_grad == (name == "value"), name
+    with torch.no_grad():
+        assert not ours.solve(C, reg=REG, a=a, b=b, backend=backend).value.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:Converting a tensor")  # in GeomLoss
+def test_the_gradient_is_the_derivative():
+    """Which GeomLoss's is not: C enters through both potentials there, and counts twice."""
+    C, a, b = (torch.from_numpy(x) for x in problem())
+    a, b = 2 * a, 2 * b
+    C.requires_grad_()
+
+    def value(C):
+        return ours.solve(C, reg=REG, a=a, b=b, tol=1e-12).value
+
+    assert torch.autograd.gradcheck(value, C, eps=1e-5, atol=1e-7)
+    (mine,) = torch.autograd.grad(value(C), C)
+    reference = theirs.solve(C, reg=REG, a=a, b=b, max_iter=300).value
+    (doubled,) = torch.autograd.grad(reference, C)
+    torch.testing.assert_close(2 * mine, doubled, rtol=2e-2, atol=1e-3)
 
 
 def test_convergence_is_reported(backend):

@@ -1,0 +1,70 @@
+// What a Potential points to, and aligned memory. Torch-free, header-only; for the callers of the
+// row kernels, not for code that is compiled for several instruction sets.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "softmax_row.h"
+
+namespace selavi {
+
+// `count` numbers or more, aligned to 64 bytes.
+template <typename Number>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : lines_((static_cast<size_t>(count) * sizeof(Number) + sizeof(Line)) / sizeof(Line)) {}
+  Number* data() { return lines_.data()->numbers; }
+
+ private:
+  struct alignas(64) Line {
+    Number numbers[64 / sizeof(Number)];
+  };
+  std::vector<Line> lines_;
+};
+
+// Owns what a Potential points to.
+template <typename Number>
+class PotentialParts {
+ public:
+  PotentialParts(const double* v, double lam, int64_t count);
+  Potential<Number> view() { return {scale_hi_, scale_lo_, quantum_, hi_.data(), lo_.data()}; }
+
+ private:
+  Number scale_hi_, scale_lo_;
+  double quantum_;
+  Scratch<Number> hi_, lo_;
+};
+
+template <>
+inline PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count)
+    : scale_hi_(lam), scale_lo_(0.0), quantum_(0.0), hi_(padded(count)), lo_(0) {
+  std::fill(std::copy_n(v, count, hi_.data()), hi_.data() + padded(count), 0.0);
+}
+
+// The quantum is as small as softmax_row lets it be for rows whose largest log_p is above -kUsual;
+// it falls back to double for others.
+template <>
+inline PotentialParts<float>::PotentialParts(const double* v, double lam, int64_t count)
+    : hi_(padded(count)), lo_(padded(count)) {
+  const double to_base_2 = 1.0 / kLog2;
+  scale_hi_ = static_cast<float>(lam * to_base_2);
+  scale_lo_ = static_cast<float>(lam * to_base_2 - scale_hi_);
+  constexpr double kUsual = 64.0;
+  double largest = lam * kUsual * to_base_2;
+  for (int64_t k = 0; k < count; ++k) {
+    if (std::isfinite(v[k])) largest = std::max(largest, std::abs(v[k]) * to_base_2);
+  }
+  quantum_ = std::exp2(std::ceil(std::log2(std::max(largest, 1.0))) - 23.0);
+  for (int64_t k = 0; k < padded(count); ++k) {
+    const double value = k < count ? v[k] * to_base_2 : 0.0;
+    const double hi = round_to(value, quantum_);
+    hi_.data()[k] = static_cast<float>(hi);
+    lo_.data()[k] = std::isfinite(hi) ? static_cast<float>(value - hi) : 0.0f;
+  }
+}
+
+}  // namespace selavi
