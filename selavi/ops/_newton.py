@@ -19,6 +19,7 @@ _GOOD = 0.25
 _VERY_GOOD = 0.1
 _FIRST_DAMPING = 1e-3
 _LEAST_DAMPING = 1e-15
+_RAISE_DAMPING = 50.0  # where no step serves
 # A sharp problem's Hessian counts the few rows between two clusters just now. A step that moves v
 # by d sweeps over all rows within d, so it is better judged by softmaxes 1 / d times as sharp.
 _FIRST_SHARPNESS = 0.1
@@ -151,8 +152,8 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         change = (problem.col_marginal * (new_v - state.v) ** 2).sum(-1).sqrt()
         state.accept(problem, moved, new_v, mass[each, best], value[each, best])
 
-        raised = dampings[:, -1] * 5
-        damping = torch.where(moved, dampings[each, best], raised).clamp_min(_LEAST_DAMPING)
+        damping = torch.where(moved, dampings[each, best], _RAISE_DAMPING * damping)
+        damping = damping.clamp_min(_LEAST_DAMPING)
         modest = shrunk < _GOOD
         ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size
         wanted = torch.where(moved, 1 / ahead, sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
