@@ -85,6 +85,8 @@ def solve(
     labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
     if checked and logsumexp.isnan().any():  # only in a row without weight
         _inputs.check_entries(matrix, c, first_row, None)
+    nowhere = (c == 0) & ~(logsumexp > -torch.inf)  # NaN or -inf: the row is -inf throughout
+    confidence = confidence.masked_fill(nowhere, 1.0 / matrix.shape[-1])
     return Solution(
         labels=labels,
         logsumexp=logsumexp,
