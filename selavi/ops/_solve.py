@@ -83,8 +83,8 @@ def solve(
         v = _inputs.potential(init, problem.col_marginal, matrix, checked)
     state = _run(problem, v, init is None, options)
     labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
-    if checked and logsumexp.isnan().any():  # only in a row without weight
-        _inputs.check_entries(matrix, c, first_row, None)
+    if checked and _inputs.on_any_rank(logsumexp.isnan().any(), group):  # in a row without weight
+        _inputs.check_entries(matrix, c, first_row, group)
     nowhere = (c == 0) & ~(logsumexp > -torch.inf)  # NaN or -inf: the row is -inf throughout
     confidence = confidence.masked_fill(nowhere, 1.0 / matrix.shape[-1])
     return Solution(
