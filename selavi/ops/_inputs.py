@@ -105,6 +105,13 @@ def potential(init: Tensor, r: Tensor, log_p: Tensor, checked: bool) -> Tensor:
     return v - (v * r).sum(-1, keepdim=True)
 
 
+def on_any_rank(condition: Tensor, group: dist.ProcessGroup | None) -> bool:
+    count = condition.long()
+    if group is not None:
+        dist.all_reduce(count, dist.ReduceOp.MAX, group=group)
+    return bool(count)
+
+
 def check_entries(
     matrix: Tensor, c: Tensor, first_row: int, group: dist.ProcessGroup | None
 ) -> None:

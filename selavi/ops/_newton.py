@@ -188,10 +188,11 @@ def _candidates(
     r, m = problem.col_marginal, state.mass
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
     w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
+    scale = torch.where(m * _STARVED > r, m, r)  # a column far above a tiny due would go too far
     steps, dampings = [], []
     for factor, shares in trials.items():
         mu = damping * factor
-        step = _solve(laplacian + torch.diag_embed(mu[:, None] * r + w), r - m)
+        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), r - m)
         for share in shares:
             steps.append(share * step)
             dampings.append(mu)

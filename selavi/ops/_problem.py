@@ -43,7 +43,7 @@ class Problem:
         if self.group is not None:
             both = torch.cat([mass, mean_logsumexp[..., None]], -1)
             dist.all_reduce(both, group=self.group)
-            mass, mean_logsumexp = both[..., :-1], both[..., -1]
+            mass, mean_logsumexp = both[..., :-1].contiguous(), both[..., -1]
         return mass, (v * self.col_marginal[:, None]).sum(-1) - mean_logsumexp
 
     def laplacian(self, v: Tensor, sharpness: Tensor, active: Tensor) -> Tensor:

@@ -83,8 +83,10 @@ def solve(
         v = _inputs.potential(init, problem.col_marginal, matrix, checked)
     state = _run(problem, v, init is None, options)
     labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
-    if checked and logsumexp.isnan().any():  # only in a row without weight
-        _inputs.check_entries(matrix, c, first_row, None)
+    if checked and _inputs.on_any_rank(logsumexp.isnan().any(), group):  # in a row without weight
+        _inputs.check_entries(matrix, c, first_row, group)
+    nowhere = (c == 0) & ~(logsumexp > -torch.inf)  # NaN or -inf: the row is -inf throughout
+    confidence = confidence.masked_fill(nowhere, 1.0 / matrix.shape[-1])
     return Solution(
         labels=labels,
         logsumexp=logsumexp,
@@ -187,9 +189,28 @@ def _backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         )
     if of.value is None:
         return (None,) * 10
-    lam = torch.full_like(of.value, ctx.lam)
-    plan = primitives(ctx.backend, log_p).sinkhorn_plan(log_p, v, c, lam, log_p.dtype)
-    return (plan * (-ctx.lam * of.value[:, None, None]).to(plan.dtype), *(None,) * 9)
+    gradient = _ValueGradient.apply(  # type: ignore[no-untyped-call]
+        log_p, v, c, of.value, ctx.lam, ctx.backend
+    )
+    return (gradient, *(None,) * 9)
+
+
+class _ValueGradient(torch.autograd.Function):
+    """-lam Q, times the incoming gradient (B,). It has no gradient: v would have to move."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, log_p: Tensor, v: Tensor, c: Tensor, incoming: Tensor, lam: float, backend: str
+    ) -> Tensor:
+        lams = torch.full_like(incoming, lam)
+        plan = primitives(backend, log_p).sinkhorn_plan(log_p, v, c, lams, log_p.dtype)
+        return plan * (-lam * incoming[:, None, None]).to(plan.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(
+            "sinkhorn: `value` has a first gradient only; detach it to differentiate further"
+        )
 
 
 # Not by torch.library.custom_op, which imports the compiler (half a second) at the first call.
