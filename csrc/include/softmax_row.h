@@ -105,7 +105,8 @@ SELAVI_INLINE RowSoftmax softmax_row(const float* __restrict log_p,
                                      const Potential<float>& potential, float top, int64_t count,
                                      float* __restrict exponentials) {
   const double shift = round_to(top, potential.quantum);
-  if (!kFma || !(__builtin_fabs(shift) <= 0x1p23 * potential.quantum)) {
+  // The shift may be two quanta below the largest exponent, which must stay below 100.
+  if (!kFma || !(__builtin_fabs(shift) <= 0x1p23 * potential.quantum) || potential.quantum > 32.0) {
     return softmax_far_row<kFma>(log_p, potential, count, exponentials);
   }
   const float* __restrict hi = potential.hi;

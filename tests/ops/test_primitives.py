@@ -170,6 +170,18 @@ def test_exponentials_do_not_lose_to_large_numbers(lam, scale):
 
 
 @pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("size", [1e8, 1e9, 3e10])
+def test_a_potential_that_has_run_away_spoils_no_other_column(size):
+    log_p, v, c = primitive_arguments(1, 50, 12, 1)
+    v[0, 0, 3], lam = -size, torch.ones(1, dtype=torch.float64)
+    for potential in (v, v - size / 3):
+        ours = LIBRARY.sinkhorn_pass(log_p, potential, c, lam)
+        definition = _definition.sinkhorn_pass(log_p, potential, c, lam)
+        torch.testing.assert_close(ours[0], definition[0], rtol=1e-5 + 1e-14 * size, atol=1e-9)
+        torch.testing.assert_close(ours[1], definition[1], rtol=1e-7, atol=1e-5)
+
+
+@pytest.mark.usefixtures("compiled")
 def test_labels_are_those_of_float64():
     log_p, v, _ = primitive_arguments(1, 4000, 50, 1)
     log_p = (log_p * 64).round() / 64  # many near ties, and some exact ones
