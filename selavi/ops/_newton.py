@@ -33,7 +33,8 @@ _FIRST_TRY = 32.0  # reads
 _RAISE = 4.0
 _MAX_STAGES = 16
 # A solution on a sample of the rows is a good start. It is exact up to its own noise.
-_SAMPLES = (64, 8)  # one row in so many
+_SAMPLES = (64, 8)  # one row in so many, but not more than
+_SAMPLE_ROWS = 65_536  # of which a copy is held
 _ROWS_A_COLUMN = 8  # a smaller sample would say little
 _SAMPLE_LIMIT = 64.0  # reads of the sample
 _SAMPLE_NOISE = 0.3  # of the sample's standard error, sqrt(K / n)
@@ -101,8 +102,8 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
     rows, columns = problem.total_rows, v.shape[-1]
     reads = torch.zeros_like(v[:, 0])
     for share in _SAMPLES:
-        size = rows // share
-        cost = (1 + _SAMPLE_LIMIT) / share  # at most; the 1 is for drawing the sample
+        size = min(rows // share, _SAMPLE_ROWS)
+        cost = (1 + _SAMPLE_LIMIT) * size / rows  # at most; the 1 is for drawing the sample
         sample = problem.sample(size) if size >= _ROWS_A_COLUMN * columns else None
         if sample is None or (reads + cost > limit - 1).any():
             continue
@@ -110,7 +111,7 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
         check_finite(problem, state)
         continue_newton(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
-        reads = reads + (1 + state.reads) / share
+        reads = reads + (1 + state.reads) * (size / rows)
     return v, reads
 
 

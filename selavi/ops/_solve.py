@@ -101,9 +101,12 @@ def solve(
 
 
 def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
-    tol, limit, solver = options.tol, options.max_iterations, options.solver
+    tol, solver = options.tol, options.solver
     columns = v.shape[-1]
-    if tol is None or solver == "sinkhorn":
+    if tol is None:
+        return solve_sinkhorn(problem, v, None, options.max_iterations)
+    limit = max(1, options.max_iterations - int(options.permute))  # permute has read once
+    if solver == "sinkhorn":
         return solve_sinkhorn(problem, v, tol, limit)
     if solver == "auto" and (
         columns <= _SMALL_COLUMNS

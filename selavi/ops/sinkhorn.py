@@ -123,7 +123,7 @@ def sinkhorn(
             max_iterations of Sinkhorn's iteration, reads no result on the host (so that a CUDA
             graph can capture it) and does not check the values of the input; `converged` is then
             against 2e-6.
-        max_iterations: reads of log_p after which the solver stops unconverged.
+        max_iterations: reads of log_p after which the solver stops unconverged; `permute` takes one.
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to
             converge), "anderson" (the same, mixed with its last iterates) or "auto": newton where K
             is small or N >= 16 K; else anderson, and newton for what it did not solve.
