@@ -124,7 +124,7 @@ void scaled_softmax(const RowBlock<Storage>& block, const Potential<Compute<Stor
       for (int64_t k = 0; k < columns; ++k) exponentials[k] = Number(0);
     } else {
       const RowSoftmax row = softmax_row<kFma>(reader.row(i), potential, width, exponentials);
-      scale = static_cast<Number>(factor[i] / row.sum);
+      scale = static_cast<Number>(share_of(factor[i], row));
     }
     store_row(exponentials, scale, static_cast<Number>(least), columns, (i - block.first) * columns,
               out, output);

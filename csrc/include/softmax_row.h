@@ -35,6 +35,11 @@ struct RowSoftmax {
   double sum;    // sum_k exp(x_k - shift)
 };
 
+// weight / sum; NaN for a row that is -inf throughout, of which no share can be said.
+SELAVI_INLINE double share_of(double weight, const RowSoftmax& row) {
+  return row.shift > -__builtin_inf() ? weight / row.sum : __builtin_nan("");
+}
+
 // `value` to the nearest multiple of the quantum.
 SELAVI_INLINE double round_to(double value, double quantum) {
   constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52

@@ -198,7 +198,8 @@ py::array sinkhorn_plan(const py::array& log_p, const Doubles& v, const Doubles&
         const double weight = c[b * n + i];
         auto* terms = rows.exponentials.data();
         if (weight == 0.0) std::fill_n(terms, k, 0);
-        const double factor = weight == 0.0 ? 0.0 : weight / rows.softmax(rows.reader.row(i)).sum;
+        const double factor =
+            weight == 0.0 ? 0.0 : share_of(weight, rows.softmax(rows.reader.row(i)));
         auto* out = plans + (b * n + i) * k;
         for (int64_t j = 0; j < k; ++j) narrow(factor * static_cast<double>(terms[j]), out + j);
       }

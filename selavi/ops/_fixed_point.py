@@ -32,7 +32,7 @@ def solve_sinkhorn(problem: Problem, v: Tensor, tol: float | None, limit: int) -
             active = state.error > tol
             if not active.any():
                 break
-        v = state.v + _update(problem, state.mass)
+        v = problem.agree(state.v + _update(problem, state.mass))
         v = torch.where(active[:, None], v, state.v)
         mass, value = problem.evaluate(v[:, None], active)
         state.accept(problem, active, v, mass[:, 0], value[:, 0])
@@ -54,14 +54,14 @@ def solve_anderson(problem: Problem, v: Tensor, tol: float, limit: int) -> State
         active = best.error > tol
         if not active.any():
             break
-        v = _mix(points, updates, fresh)
+        v = problem.agree(_mix(points, updates, fresh))
         v = v - (v * problem.col_marginal).sum(-1, keepdim=True)  # f ignores a constant
         v = torch.where(active[:, None], v, state.v)
         mass, value = problem.evaluate(v[:, None], active)
         error = (mass[:, 0] - problem.col_marginal).abs().sum(-1)
         good = active & ((fresh == 0) | (error <= _GROWTH * state.error))
         state.accept(problem, good, v, mass[:, 0], value[:, 0])
-        best.accept(problem, good & (error < best.error), v, mass[:, 0], value[:, 0])
+        best.improve(problem, state)
         best.reads += active
         fresh = torch.where(good, fresh + 1, 0.0)
         points = [*points, state.v][-_MEMORY:]

@@ -4,6 +4,8 @@ Here matrix is log_p as (B, N, K). Over a group every rank sees the same verdict
 for another that has raised. `checked` is False where nothing may wait for a value (tol=None).
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -11,13 +13,23 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def check_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}={value}; expected a finite number above 0")
+# Floats are read as at least -2^100; times a smaller lam, that would be no -inf any more.
+LEAST_LAM, MOST_LAM = 1e-20, 1e20
+
+
+def check_number(name: str, value: float, least: float, most: float) -> None:
+    if isinstance(value, torch.Tensor | str):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value}; expected a number from {least:g} to {most:g}")
 
 
 def check_log_p(log_p: Tensor, empty: bool) -> None:
     """`empty`: N may be 0, as on a rank without rows."""
+    if not isinstance(log_p, torch.Tensor):
+        raise TypeError(
+            f"log_p is a {type(log_p).__name__}; expected a Tensor (selavi.ops.numpy takes arrays)"
+        )
     if log_p.dtype not in DTYPES:
         raise TypeError(
             f"log_p has dtype {log_p.dtype}; expected float32, float64, bfloat16 or float16"
@@ -31,12 +43,13 @@ def check_log_p(log_p: Tensor, empty: bool) -> None:
 def check_vector(name: str, vector: Tensor | None, batch: torch.Size, size: int) -> None:
     if vector is None:
         return
+    if not isinstance(vector, torch.Tensor):
+        raise TypeError(f"{name} is a {type(vector).__name__}; expected a Tensor")
     if not vector.is_floating_point():
         raise TypeError(f"{name} has dtype {vector.dtype}; expected a floating dtype")
     if vector.shape not in ((size,), (*batch, size)):
-        raise ValueError(
-            f"{name} has shape {tuple(vector.shape)}; expected {(size,)} or {(*batch, size)}"
-        )
+        either = f"{(size,)} or {(*batch, size)}" if batch else f"{(size,)}"
+        raise ValueError(f"{name} has shape {tuple(vector.shape)}; expected {either}")
 
 
 def row_weights(
@@ -60,8 +73,10 @@ def row_weights(
     total = c.sum(-1, keepdim=True)
     if group is not None:
         dist.all_reduce(total, group=group)
-    if checked and (total == 0).any():
-        raise ValueError(f"row_marginal of shape {tuple(marginal.shape)} is zero throughout")
+    if checked and not ((total > 0) & total.isfinite()).all():
+        raise ValueError(
+            f"row_marginal of shape {tuple(marginal.shape)} is zero throughout or its sum overflows"
+        )
     return c / total
 
 
@@ -78,7 +93,10 @@ def column_weights(
             "finite numbers above 0"
         )
     r = marginal.to(device=log_p.device, dtype=torch.float64).expand(*batch, columns)
-    return (r / r.sum(-1, keepdim=True)).reshape(batch.numel(), columns)
+    total = r.sum(-1, keepdim=True)
+    if checked and not total.isfinite().all():
+        raise ValueError(f"col_marginal of shape {tuple(marginal.shape)} has a sum that overflows")
+    return (r / total).reshape(batch.numel(), columns)
 
 
 def _least(marginal: Tensor, log_p: Tensor, group: dist.ProcessGroup | None) -> float:
@@ -112,6 +130,30 @@ def on_any_rank(condition: Tensor, group: dist.ProcessGroup | None) -> bool:
     return bool(count)
 
 
+def agree(
+    group: dist.ProcessGroup, rows: int, facts: dict[str, object], error: Exception | None
+) -> tuple[tuple[int, int], dict[str, object]]:
+    """Raise one rank's error, or that `facts` differ, on every rank. None is an unknown fact.
+
+    Returns the index of this rank's first row among all and their number, and the common facts.
+    """
+    everyone: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everyone, (rows, facts, error), group=group)
+    for _, _, theirs in everyone:
+        if theirs is not None:
+            raise theirs
+    common = {}
+    for name in facts:
+        values = [theirs[name] for _, theirs, _ in everyone if theirs[name] is not None]
+        if any(value != values[0] for value in values):
+            raise ValueError(f"{name} differs between the ranks of the group: {values}")
+        common[name] = values[0] if values else None
+    counts = [count for count, _, _ in everyone]
+    if sum(counts) == 0:
+        raise ValueError("log_p has no rows on any rank of the group; expected N >= 1 in all")
+    return (sum(counts[: dist.get_rank(group)]), sum(counts)), common
+
+
 def check_entries(
     matrix: Tensor, c: Tensor, first_row: int, group: dist.ProcessGroup | None
 ) -> None:
@@ -126,7 +168,8 @@ def check_entries(
     dead_row = dead_rows[0] + first_row if len(dead_rows) else torch.tensor(never)
     column_max = matrix.new_full((len(matrix), matrix.shape[-1]), -torch.inf)
     if matrix.shape[1]:
-        column_max = matrix.amax(-2)
+        weighty = matrix if (c > 0).all() else matrix.masked_fill((c == 0)[..., None], -torch.inf)
+        column_max = weighty.amax(-2)
     if group is not None:
         dead_row = dead_row.to(matrix.device)
         dist.all_reduce(broken, dist.ReduceOp.MAX, group=group)
@@ -144,6 +187,6 @@ def check_entries(
     dead_columns = column_max.isneginf().nonzero()
     if len(dead_columns):
         raise ValueError(
-            f"log_p is -inf throughout column {int(dead_columns[0, 1])}; "
+            f"log_p is -inf throughout column {int(dead_columns[0, 1])} (rows of weight 0 aside); "
             "no mass can reach it: drop the column"
         )

@@ -52,13 +52,20 @@ def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int
 
 
 def continue_newton(problem: Problem, state: State, tol: float, limit: float) -> None:
-    """Newton from the state; problems that do not get under way take the way through small lam."""
-    _iterate(problem, state, tol, torch.minimum(state.reads + _FIRST_TRY, _full(state, limit)))
+    """Newton from the state; problems that do not get under way take the way through small lam.
+
+    Where nothing converges, the state is the best that was met.
+    """
+    best = replace(state)
+    first_try = torch.minimum(state.reads + _FIRST_TRY, _full(state, limit))
+    _iterate(problem, state, tol, first_try, best)
     late = ~_under_way(problem, state) & (state.reads + _FIRST_TRY <= limit)
     for b in late.nonzero()[:, 0].tolist():
         one = problem.select(b)
         state.put(b, _by_continuation(one, state.select(b), limit))
-    _iterate(problem, state, tol, _full(state, limit))
+    best.improve(problem, state)
+    _iterate(problem, state, tol, _full(state, limit), best)
+    state.improve(problem, best)
 
 
 def _by_continuation(problem: Problem, state: State, limit: float) -> State:
@@ -111,12 +118,18 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
         check_finite(problem, state)
         continue_newton(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
-        reads = reads + (1 + state.reads) * (size / rows)
+        v = problem.agree(v)
+        reads = problem.agree(reads + (1 + state.reads) * (size / rows))
     return v, reads
 
 
-def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
-    """Newton steps until every error is at most tol or `limit` (B,) reads are spent."""
+def _iterate(
+    problem: Problem, state: State, tol: float, limit: Tensor, best: State | None = None
+) -> None:
+    """Newton steps until every error is at most tol or `limit` (B,) reads are spent.
+
+    The objective rises at each, the error need not fall: `best` keeps the least.
+    """
     damping = torch.full_like(state.error, _FIRST_DAMPING)
     sharpness = torch.where(state.error > _ROUGH_ERROR, _FIRST_SHARPNESS, 1.0)
     stale = torch.ones_like(state.error, dtype=torch.bool)
@@ -134,6 +147,7 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         state.reads += stale
         trials = _FEW_TRIALS if modest[active].all() else _TRIALS
         steps, dampings = _candidates(problem, state, laplacian, damping, trials)
+        steps = problem.agree(steps)
         v = state.v[:, None] + steps
         v -= (v * problem.col_marginal[:, None]).sum(-1, keepdim=True)  # f ignores a constant
         mass, value = problem.evaluate(v, active)
@@ -147,13 +161,15 @@ def _iterate(problem: Problem, state: State, tol: float, limit: Tensor) -> None:
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
-        each, best = torch.arange(len(error), device=error.device), ranked.argmin(-1)
+        each, choice = torch.arange(len(error), device=error.device), ranked.argmin(-1)
         moved = active & usable.any(-1)
-        new_v, shrunk = v[each, best], error[each, best] / state.error
+        new_v, shrunk = v[each, choice], error[each, choice] / state.error
         change = (problem.col_marginal * (new_v - state.v) ** 2).sum(-1).sqrt()
-        state.accept(problem, moved, new_v, mass[each, best], value[each, best])
+        state.accept(problem, moved, new_v, mass[each, choice], value[each, choice])
+        if best is not None:
+            best.improve(problem, state)
 
-        damping = torch.where(moved, dampings[each, best], _RAISE_DAMPING * damping)
+        damping = torch.where(moved, dampings[each, choice], _RAISE_DAMPING * damping)
         damping = damping.clamp_min(_LEAST_DAMPING)
         modest = shrunk < _GOOD
         ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size

@@ -34,9 +34,6 @@ class Problem:
 
     def evaluate(self, v: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Column masses (B, S, K) and f (B, S) at v (B, S, K); inactive problems cost nothing."""
-        if self.group is not None:  # rounding may differ between ranks, their potentials may not
-            v = v.contiguous()
-            dist.broadcast(v, group_src=0, group=self.group)
         mass, mean_logsumexp = self.primitives.sinkhorn_pass(
             self.log_p, v.contiguous(), self._weight(active), self.lam
         )
@@ -45,6 +42,17 @@ class Problem:
             dist.all_reduce(both, group=self.group)
             mass, mean_logsumexp = both[..., :-1].contiguous(), both[..., -1]
         return mass, (v * self.col_marginal[:, None]).sum(-1) - mean_logsumexp
+
+    def agree(self, tensor: Tensor) -> Tensor:
+        """The first rank's values on every rank.
+
+        What each computed by itself may differ in rounding, and the decisions that follow from it
+        would leave ranks waiting for each other.
+        """
+        if self.group is not None:
+            tensor = tensor.contiguous()
+            dist.broadcast(tensor, group_src=0, group=self.group)
+        return tensor
 
     def laplacian(self, v: Tensor, sharpness: Tensor, active: Tensor) -> Tensor:
         """-(Hessian of f) (B, K, K), of softmaxes that are `sharpness` (B,) <= 1 times as sharp.
@@ -132,6 +140,10 @@ class State:
         self.value = torch.where(chosen, value, self.value)
         error = (mass - problem.col_marginal).abs().sum(-1)
         self.error = torch.where(chosen, error, self.error)
+
+    def improve(self, problem: Problem, other: "State") -> None:
+        """Take what `other` solves better."""
+        self.accept(problem, other.error < self.error, other.v, other.mass, other.value)
 
 
 def start(problem: Problem, v: Tensor, reads: Tensor) -> State:

@@ -55,11 +55,12 @@ def solve(
     col_marginal: Tensor | None,
     init: Tensor | None,
     options: Options,
+    first_row: int,
+    total_rows: int,
     group: dist.ProcessGroup | None,
 ) -> Solution:
     """matrix is log_p (B, N, K), or this rank's rows of it; marginals and init as in `sinkhorn`."""
     ours, checked = primitives(options.backend, matrix), options.tol is not None
-    first_row, total_rows = _span(matrix.shape[1], group)
     c = _inputs.row_weights(row_marginal, matrix, total_rows, checked, group)
     r = _inputs.column_weights(col_marginal, matrix, checked, group)
     problem = Problem(
@@ -83,7 +84,8 @@ def solve(
         v = _inputs.potential(init, problem.col_marginal, matrix, checked)
     state = _run(problem, v, init is None, options)
     labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
-    if checked and _inputs.on_any_rank(logsumexp.isnan().any(), group):  # in a row without weight
+    broken = logsumexp.isnan() | logsumexp.isposinf()  # in a row without weight
+    if checked and _inputs.on_any_rank(broken.any(), group):
         _inputs.check_entries(matrix, c, first_row, group)
     nowhere = (c == 0) & ~(logsumexp > -torch.inf)  # NaN or -inf: the row is -inf throughout
     confidence = confidence.masked_fill(nowhere, 1.0 / matrix.shape[-1])
@@ -122,17 +124,6 @@ def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
     return state
 
 
-def _span(rows: int, group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """Index of this rank's first row among all, and their number."""
-    if group is None:
-        return 0, rows
-    counts: list[int] = [0] * dist.get_world_size(group)
-    dist.all_gather_object(counts, rows, group=group)
-    if sum(counts) == 0:
-        raise ValueError("log_p has no rows on any rank of the group; expected N >= 1 in all")
-    return sum(counts[: dist.get_rank(group)]), sum(counts)
-
-
 def _solve_alone(
     log_p: Tensor,
     row_marginal: Tensor | None,
@@ -147,7 +138,7 @@ def _solve_alone(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`solve` without a group, in the form that an operator needs."""
     options = Options(lam, permute, tol, max_iterations, solver, backend)
-    return solve(log_p, row_marginal, col_marginal, init, options, None)
+    return solve(log_p, row_marginal, col_marginal, init, options, 0, log_p.shape[1], None)
 
 
 def _fake(
@@ -203,11 +194,16 @@ class _ValueGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, log_p: Tensor, v: Tensor, c: Tensor, incoming: Tensor, lam: float, backend: str
+        log_p: Tensor, v: Tensor, c: Tensor, incoming: Tensor, lam: float, backend: str
     ) -> Tensor:
         lams = torch.full_like(incoming, lam)
-        plan = primitives(backend, log_p).sinkhorn_plan(log_p, v, c, lams, log_p.dtype)
-        return plan * (-lam * incoming[:, None, None]).to(plan.dtype)
+        wide = torch.float64 if log_p.dtype == torch.float64 else torch.float32
+        plan = primitives(backend, log_p).sinkhorn_plan(log_p, v, c, lams, wide)
+        return (plan * (-lam * incoming[:, None, None]).to(wide)).to(log_p.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:

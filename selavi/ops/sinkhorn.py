@@ -1,21 +1,21 @@
 """Entropic optimal transport of N samples to K clusters, in the log domain."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from selavi.ops import _inputs
 from selavi.ops._library import Backend, primitives
 from selavi.ops._solve import DEFAULT_TOL, Options, Solution, solve, solve_op
 
 Solver = Literal["auto", "newton", "anderson", "sinkhorn"]
-_SOLVERS = ("auto", "newton", "anderson", "sinkhorn")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SinkhornResult:
     """The solution of `sinkhorn` for each problem (...). Nothing of size N x K is held but log_p.
 
@@ -70,6 +70,8 @@ class SinkhornResult:
         Rows sum to row_marginal, columns to col_marginal but for `error`.
         """
         self._refuse_gradient("plan()")
+        if not dtype.is_floating_point:
+            raise TypeError(f"plan() in {dtype}; expected a floating dtype")
         n, k = self._log_p.shape[-2:]
         problems = self.value.numel()
         plan = primitives(self._backend, self._log_p).sinkhorn_plan(
@@ -110,10 +112,11 @@ def sinkhorn(
 
     Args:
         log_p: (..., N, K) log-probabilities or any negated cost; float32, float64, bfloat16 or
-            float16, any strides, entries down to -inf; may be mapped from a file that is larger
+            float16, any strides, entries down to -inf (finite ones below -2^100 are equal to each
+            other unless they are float64); may be mapped from a file that is larger
             than memory. Leading dimensions are separate problems. Arithmetic is float64 for
             float64 and float32 with float64 sums for the others.
-        lam: 1 / epsilon > 0; large is sharp.
+        lam: 1 / epsilon, from 1e-20 to 1e20; large is sharp.
         row_marginal: c, (N,) or (..., N), non-negative; None is uniform. Normalised here. A row of
             weight 0 takes no part but is labelled.
         col_marginal: r, (K,) or (..., K), positive; None is uniform. Normalised here.
@@ -123,16 +126,18 @@ def sinkhorn(
             max_iterations of Sinkhorn's iteration, reads no result on the host (so that a CUDA
             graph can capture it) and does not check the values of the input; `converged` is then
             against 2e-6.
-        max_iterations: reads of log_p after which the solver stops unconverged; `permute` takes one.
+        max_iterations: reads of log_p after which the solver stops unconverged. `permute` takes one
+            of them, but for the last.
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to
-            converge), "anderson" (the same, mixed with its last iterates) or "auto": newton where K
-            is small or N >= 16 K; else anderson, and newton for what it did not solve.
+            converge), "anderson" (the same, mixed with its last iterates) or "auto": newton for
+            K <= 64, and for K <= 1024 where N >= 16 K; else anderson, and where K <= 4096, after
+            half of max_iterations, newton for what it did not solve.
         init: v to start from, (K,) or (..., K), or an earlier result, whose col_potential is taken.
         group: a torch.distributed group over whose ranks the rows are sharded: log_p and
             row_marginal are this rank's rows, any number of them, K and all else the same on every
-            rank. One all-reduce an iteration, of K numbers a problem (times six for newton, which
-            reduces a K x K Hessian as well). Every rank gets the same potentials, and the labels of
-            its rows. There is no gradient over a group.
+            rank. An iteration costs one broadcast and one all-reduce of K numbers a problem;
+            newton's of up to 7 K, and an all-reduce of its K x K Hessian. Every rank gets the same
+            potentials, and the labels of its rows. There is no gradient over a group.
         backend: "torch" (the definition, float64), "cpu" (compiled), "numpy" (compiled plainly, on
             one thread; no bfloat16), or "auto": "cpu" for a tensor on the CPU where it was built,
             else "torch". See `selavi.ops.backends`.
@@ -144,32 +149,74 @@ def sinkhorn(
         RuntimeError: a marginal requires a gradient, or log_p does over a group; the named backend
             cannot run.
     """
+    if isinstance(init, SinkhornResult):
+        init = init.col_potential
+    options = Options(lam, permute, tol, max_iterations, solver, backend)
+    tensors = (log_p, row_marginal, col_marginal, init)
+    if group is None:
+        _check(tensors, options, None)
+        solution = Solution(*solve_op(*_as_problems(tensors), *options))
+    else:
+        solution = _solve_sharded(tensors, options, group)
+    return _result(solution, log_p, options)
+
+
+Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+
+
+def _check(tensors: Tensors, options: Options, group: dist.ProcessGroup | None) -> None:
+    """All that can be said without reading the tensors' values."""
+    log_p, row_marginal, col_marginal, init = tensors
     _inputs.check_log_p(log_p, empty=group is not None)
-    _inputs.check_positive("lam", lam)
-    if tol is not None:
-        _inputs.check_positive("tol", tol)
-    elif solver not in ("auto", "sinkhorn"):
-        raise ValueError(f"solver={solver!r} needs a tol; tol=None runs Sinkhorn's iteration")
-    if max_iterations < 1:
-        raise ValueError(f"max_iterations={max_iterations}; expected at least 1")
-    if solver not in _SOLVERS:
-        raise ValueError(f"solver={solver!r} is not one of {', '.join(_SOLVERS)}")
+    _inputs.check_number("lam", options.lam, _inputs.LEAST_LAM, _inputs.MOST_LAM)
+    if options.solver not in get_args(Solver):
+        raise ValueError(f"solver={options.solver!r} is not one of {', '.join(get_args(Solver))}")
+    if options.tol is not None:
+        _inputs.check_number("tol", options.tol, 1e-300, 2.0)
+    elif options.solver not in ("auto", "sinkhorn"):
+        raise ValueError(f"solver={options.solver!r} needs a tol; tol=None is Sinkhorn's iteration")
+    if not isinstance(options.max_iterations, int) or options.max_iterations < 1:
+        raise ValueError(f"max_iterations={options.max_iterations}; expected an integer >= 1")
     batch, (n, k) = log_p.shape[:-2], log_p.shape[-2:]
-    start = init.col_potential if isinstance(init, SinkhornResult) else init
-    start = None if start is None else start.detach()
     _inputs.check_vector("row_marginal", row_marginal, batch, n)
     _inputs.check_vector("col_marginal", col_marginal, batch, k)
-    _inputs.check_vector("init", start, batch, k)
+    _inputs.check_vector("init", init, batch, k)
+    primitives(options.backend, log_p)
     _check_gradients(log_p, row_marginal, col_marginal, group)
 
-    matrix = log_p.reshape(batch.numel(), n, k) if log_p.ndim != 3 else log_p
-    options = Options(lam, permute, tol, max_iterations, solver, backend)
-    tensors = (matrix, row_marginal, col_marginal, start)
-    if group is None:
-        solution = Solution(*solve_op(*tensors, *options))
-    else:
-        solution = solve(*tensors, options, group)
-    return _result(solution, log_p, options)
+
+def _as_problems(tensors: Tensors) -> Tensors:
+    log_p, row_marginal, col_marginal, init = tensors
+    n, k = log_p.shape[-2:]
+    matrix = log_p.reshape(log_p.shape[:-2].numel(), n, k) if log_p.ndim != 3 else log_p
+    return matrix, row_marginal, col_marginal, None if init is None else init.detach()
+
+
+def _solve_sharded(tensors: Tensors, options: Options, group: dist.ProcessGroup) -> Solution:
+    """`solve` where every rank knows first that all are going to run it alike."""
+    log_p, row_marginal, col_marginal, init = tensors
+    rows = 0
+    facts: dict[str, object] = {}
+    error: Exception | None = None
+    try:
+        _check(tensors, options, group)
+        rows = log_p.shape[-2]
+        facts = {
+            "the shape of log_p but for its rows": (*log_p.shape[:-2], log_p.shape[-1]),
+            "log_p's dtype": log_p.dtype,
+            "whether row_marginal is given": None if rows == 0 else row_marginal is not None,
+            "whether col_marginal is given": col_marginal is not None,
+            "whether init is given": init is not None,
+            "an option": options._replace(backend=""),
+        }
+        if init is not None and not init.isfinite().all():
+            raise ValueError(f"init of shape {tuple(init.shape)} holds entries that are not finite")
+    except (TypeError, ValueError, RuntimeError) as raised:
+        error = raised
+    span, facts = _inputs.agree(group, rows, facts, error)
+    if rows == 0 and facts["whether row_marginal is given"]:  # elsewhere: then here too
+        row_marginal = log_p.new_empty(0, dtype=torch.float64)
+    return solve(*_as_problems((log_p, row_marginal, col_marginal, init)), options, *span, group)
 
 
 def _result(solution: Solution, log_p: Tensor, options: Options) -> SinkhornResult:
@@ -207,3 +254,7 @@ def _check_gradients(
             raise RuntimeError(f"sinkhorn has no gradient for {name}; pass {name}.detach()")
     if group is not None and log_p.requires_grad:
         raise RuntimeError("sinkhorn has no gradient over a group; call it on log_p.detach()")
+    if forward_ad.unpack_dual(log_p).tangent is not None:
+        raise RuntimeError(
+            "sinkhorn has no forward-mode derivative; use backward, or log_p.detach()"
+        )

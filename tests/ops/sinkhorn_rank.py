@@ -103,10 +103,20 @@ def main() -> None:
             errors[name] = "none"
         except ValueError as error:
             errors[name] = str(error)
-    try:
-        sinkhorn(torch.zeros(4, 2, requires_grad=True), group=dist.group.WORLD)
+    last, group = rank == world - 1, dist.group.WORLD
+    try:  # what only the last rank can see
+        sinkhorn(torch.zeros(4, 2, requires_grad=last), group=group)
     except RuntimeError as error:
         errors["gradient"] = str(error)
+    try:
+        sinkhorn(torch.zeros(4, 2), row_marginal=torch.ones(5 if last else 4), group=group)
+    except ValueError as error:
+        errors["shape"] = str(error)
+    try:
+        sinkhorn(torch.zeros(4, 2, dtype=torch.float64 if last else torch.float32), group=group)
+        errors["dtype"] = "none"
+    except ValueError as error:
+        errors["dtype"] = str(error)
     torch.save((results, errors), output)
     dist.destroy_process_group()
 

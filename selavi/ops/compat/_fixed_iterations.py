@@ -94,7 +94,9 @@ def _column_mass(
 ) -> Tensor:
     """sum_i softmax_k(x_i + v) (1, K) over the samples of every process, float64."""
     if batch.shape[1]:
-        mass = backend_primitives.sinkhorn_pass(batch, v[:, None], weight, lam)[0][:, 0]
+        mass, total = backend_primitives.sinkhorn_pass(batch, v[:, None], weight, lam)
+        # A sample that is -inf throughout has no shares: it makes all of them NaN, as 0 / 0 does.
+        mass = torch.where(total.isfinite()[..., None], mass, torch.nan)[:, 0]
     else:
         mass = torch.zeros_like(v)
     if _distributed():
