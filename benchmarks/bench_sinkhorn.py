@@ -140,7 +140,7 @@ def bench_dense(timed, benchmark, size, relative_reg, method):
         return
     peer = DENSE_PEERS[method](problem)
     name = method.split()[0]
-    run_peer(timed, benchmark, "dense", problem, name, peer, size.peer_seconds, most=20_000)
+    run_peer(timed, benchmark, "dense", problem, name, peer, size.dense_seconds, most=20_000)
 
 
 @pytest.mark.parametrize("method", ["selavi", "eager", "compiled"])

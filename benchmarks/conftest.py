@@ -24,7 +24,7 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # no pool of processes beside
 
 @dataclass(frozen=True)
 class Size:
-    """peer_seconds: what one run of a peer may take before its iterations are capped."""
+    """peer_seconds, dense_seconds: what a peer's run may take before its iterations are capped."""
 
     rows: int
     columns: int
@@ -32,13 +32,14 @@ class Size:
     batch: int
     prototypes: int
     peer_seconds: float
+    dense_seconds: float
     rounds: int
     plain_passes: int
 
 
 SIZES = {
-    "small": Size(800, 24, 128, 64, 512, 0.1, 2, 200),
-    "full": Size(170_752, 309, 4096, 2048, 65_536, 120.0, 5, 3000),
+    "small": Size(800, 24, 128, 64, 512, 0.1, 0.1, 2, 200),
+    "full": Size(170_752, 309, 4096, 2048, 65_536, 120.0, 30.0, 5, 3000),
 }
 
 
