@@ -128,8 +128,10 @@ class State:
         return State(self.v[one], self.mass[one], self.value[one], self.error[one], self.reads[one])
 
     def put(self, b: int, one: "State") -> None:
-        for name, mine in vars(self).items():
-            mine[b] = getattr(one, name)[0]
+        for name, mine in list(vars(self).items()):
+            other = mine.clone()  # another state may hold the same tensors
+            other[b] = getattr(one, name)[0]
+            setattr(self, name, other)
 
     def accept(
         self, problem: Problem, chosen: Tensor, v: Tensor, mass: Tensor, value: Tensor

@@ -144,10 +144,11 @@ def sinkhorn(
 
     Raises:
         ValueError: NaN or +inf in log_p, a row or column that is -inf throughout, a marginal of the
-            wrong shape or sign, lam <= 0, an unknown solver or backend.
-        TypeError: a wrong dtype.
-        RuntimeError: a marginal requires a gradient, or log_p does over a group; the named backend
-            cannot run.
+            wrong shape or sign, a number out of its range, an unknown solver or backend, arguments
+            that differ between the ranks of a group.
+        TypeError: a wrong type or dtype.
+        RuntimeError: a marginal requires a gradient, or log_p does over a group or in forward mode;
+            the named backend cannot run.
     """
     if isinstance(init, SinkhornResult):
         init = init.col_potential
