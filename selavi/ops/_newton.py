@@ -47,14 +47,14 @@ def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int
         v, reads = _start_on_samples(problem, v, limit)
     state = start(problem, v, reads)
     check_finite(problem, state)
-    continue_newton(problem, state, tol, limit)
+    state.improve(problem, continue_newton(problem, state, tol, limit))
     return state
 
 
-def continue_newton(problem: Problem, state: State, tol: float, limit: float) -> None:
+def continue_newton(problem: Problem, state: State, tol: float, limit: float) -> State:
     """Newton from the state; problems that do not get under way take the way through small lam.
 
-    Where nothing converges, the state is the best that was met.
+    Returns the state of least error that was met; the objective is highest at the last.
     """
     best = replace(state)
     first_try = torch.minimum(state.reads + _FIRST_TRY, _full(state, limit))
@@ -65,7 +65,7 @@ def continue_newton(problem: Problem, state: State, tol: float, limit: float) ->
         state.put(b, _by_continuation(one, state.select(b), limit))
     best.improve(problem, state)
     _iterate(problem, state, tol, _full(state, limit), best)
-    state.improve(problem, best)
+    return best
 
 
 def _by_continuation(problem: Problem, state: State, limit: float) -> State:

@@ -120,7 +120,7 @@ def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
     if solver == "anderson" or columns > _MOST_COLUMNS:
         return solve_anderson(problem, v, tol, limit)
     state = solve_anderson(problem, v, tol, (limit + 1) // 2)
-    continue_newton(problem, state, tol, limit)
+    state.improve(problem, continue_newton(problem, state, tol, limit))
     return state
 
 
