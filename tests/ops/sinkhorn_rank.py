@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path.append(str(Path(__file__).parents[2]))  # last: an installed selavi comes first
 
 from selavi.ops import sinkhorn
 from tests.ops.problems import hard_log_p, random_log_p, zipf

@@ -31,7 +31,7 @@ def test_the_operators_import_torch_and_nothing_of_the_system():
         "print(sorted(m for m in sys.modules if m.startswith('selavi') and 'ops' not in m))"
     )
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.strip() == "['selavi']"
 
@@ -44,6 +44,6 @@ def test_the_operators_import_without_numpy():
         "print(selavi.ops.backends()['numpy'])"
     )
     output = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
     )
     assert output.stdout.splitlines() == ["True", "not usable: NumPy is not installed"]

@@ -167,7 +167,9 @@ log_p, v = np.zeros((1, 4, 2)), np.zeros((1, 1, 2))
 mass, _ = module.sinkhorn_pass(log_p, v, np.ones((1, 4)), np.ones(1))
 print(mass.tolist(), "torch" in sys.modules)
 """
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[[[2.0, 2.0]]] False"
 
 

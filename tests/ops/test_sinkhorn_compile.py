@@ -137,7 +137,7 @@ def trace(backend, **options):
     options = Options(**settings | options, backend=backend)
 
     def function(log_p, c, r, v):
-        return tuple(solve(log_p, c, r, v, options, None))
+        return tuple(solve(log_p, c, r, v, options, 0, log_p.shape[1], None))
 
     example = random_log_p(2, 30, 5), torch.ones(30), zipf(5), torch.zeros(5)
     return function, example, make_fx(function, tracing_mode="fake")(*example)

@@ -57,7 +57,7 @@ def matrix(tmp_path_factory):
 def test_a_mapped_file_larger_than_memory(matrix, kind, tmp_path):
     path, log_p = matrix
     output = tmp_path / "result.pt"
-    command = [sys.executable, "-c", SOLVE, kind, path, output, "float32", str(ALLOWED)]
+    command = [sys.executable, "-P", "-c", SOLVE, kind, path, output, "float32", str(ALLOWED)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     labels, v, converged, passes = torch.load(output)

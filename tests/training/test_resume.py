@@ -73,7 +73,7 @@ def run(features: Path, out: Path, breaks_in: str = "", *extra: str) -> subproce
         options += ["--set", setting]
     script = DRIVER.format(breaks_in=breaks_in)
     return subprocess.run(
-        [sys.executable, "-c", script, "label", str(features), *options],
+        [sys.executable, "-P", "-c", script, "label", str(features), *options],
         capture_output=True,
         text=True,
         timeout=120,

@@ -198,7 +198,16 @@ def test_two_processes_with_unequal_batches(tmp_path: Path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", RANK, store, str(rank), tmp_path / f"{rank}.pt", *backends],
+            [
+                sys.executable,
+                "-P",
+                "-c",
+                RANK,
+                store,
+                str(rank),
+                tmp_path / f"{rank}.pt",
+                *backends,
+            ],
             env=environment,
         )
         for rank in range(2)
