@@ -64,4 +64,5 @@ def test_a_mapped_file_larger_than_memory(matrix, kind, tmp_path):
     whole = sinkhorn(log_p, lam=5.0, permute=True, col_marginal=torch.arange(1.0, COLUMNS + 1))
     assert converged and passes == whole.n_passes
     assert torch.equal(labels, whole.labels)
-    torch.testing.assert_close(v, whole.col_potential, rtol=0, atol=0)
+    # Not to the last bit: the process has one thread, and matrix products may sum by threads.
+    torch.testing.assert_close(v, whole.col_potential, rtol=0, atol=1e-6)
