@@ -5,6 +5,7 @@ csrc/numpy are compiled; FORCE_CUDA=1 means SELAVI_BUILD_CUDA=1. All else is in 
 """
 
 import os
+import platform
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,9 @@ TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # stable ABI of torch 2
 # No contraction to FMA: labels are compared in the arithmetic of their definition. -fopenmp-simd is
 # for the directives that allow vectorised sums; it starts no threads.
 CXX = ["-O3", "-std=c++17", "-Wall", "-ffp-contract=off", "-fopenmp-simd"]
+if platform.machine() == "x86_64":
+    # GCC moves eight bytes through an MMX register and leaves it so: the next long double is NaN.
+    CXX.append("-mno-mmx")
 
 
 def sources(folder: str, suffix: str) -> list[str]:

@@ -10,7 +10,13 @@
 namespace selavi::cpu {
 
 constexpr int64_t kGroup = 64;         // rows summed in float before they go to a double
+constexpr int64_t kNarrow = 64;        // columns up to which the pass takes a group of rows at once
 constexpr int64_t kColumnTile = 2048;  // columns of column_logsumexp's tile of kGroup rows
+
+// Numbers of scratch for the pass.
+constexpr int64_t pass_scratch(int64_t columns) {
+  return (columns <= kNarrow ? 2 * kGroup + kTile : kTile + kQuad) * padded(columns);
+}
 
 // Rows [first, last) of a matrix.
 template <typename Storage>
@@ -28,7 +34,7 @@ struct RowKernels {
   using Number = Compute<Storage>;
 
   // mass (S, padded(K)) += sum_i weight_i pi_ik and value (S) += sum_i weight_i
-  // logsumexp_i at S potentials. Scratch: (kTile + kQuad) * padded(K) and S * kGroup.
+  // logsumexp_i at S potentials. Scratch: pass_scratch(K) and S * kGroup.
   void (*pass)(const RowBlock<Storage>&, const Potential<Number>*, int64_t candidates,
                const double* weight, Number* scratch, RowSoftmax* softmax, double* mass,
                double* value);

@@ -4,86 +4,10 @@
 // functions, and that could be one compiled for a processor that is not there.
 
 #include "column_kernels_body.h"
+#include "pass_body.h"
 
 namespace selavi::cpu::SELAVI_LEVEL {
 namespace {
-
-constexpr double kFactorScale = 0x1p60;  // keeps products off float's slow denormals
-
-// sums_k += weight * sum_j factor_j rows_jk over kQuad rows of `width`. Added in pairs: a plain
-// float sum of many equal rows is always rounded the same way.
-template <typename Number>
-SELAVI_INLINE void add_quad(const Number* __restrict rows, const Number* factor, double weight,
-                            int64_t width, double* __restrict sums) {
-  static_assert(kQuad == 4);
-  const Number f0 = factor[0], f1 = factor[1], f2 = factor[2], f3 = factor[3];
-#pragma omp simd
-  for (int64_t k = 0; k < width; ++k) {
-    const Number* row = rows + k;
-    const Number sum = multiply_add<kFma>(f0, row[0], f1 * row[width]) +
-                       multiply_add<kFma>(f2, row[2 * width], f3 * row[3 * width]);
-    sums[k] = multiply_add<kFma>(weight, static_cast<double>(sum), sums[k]);
-  }
-}
-
-double weighted_logsumexp(const double* weight, const RowSoftmax* rows, int64_t count) {
-  double total = 0.0;
-#pragma omp simd reduction(+ : total)
-  for (int64_t j = 0; j < count; ++j) {
-    total += weight[j] * (rows[j].shift + log_positive(rows[j].sum));
-  }
-  return total;
-}
-
-// The sums over one quad of rows, of which `count` carry weight.
-template <typename Number>
-SELAVI_INLINE void pass_quad(const Number* const* log_p, const double* weight, int64_t count,
-                             const Potential<Number>& potential, int64_t width,
-                             Number* exponentials, RowSoftmax* softmax, double* mass) {
-  double heaviest = weight[0];  // factors are relative to it, so that equal weights are exact
-  for (int64_t j = 1; j < count; ++j) heaviest = weight[j] > heaviest ? weight[j] : heaviest;
-  Number top[kQuad];
-  for (int64_t j = 0; j < count; ++j) top[j] = row_top<kFma>(log_p[j], potential, width);
-  Number factor[kQuad] = {};
-  for (int64_t j = 0; j < count; ++j) {
-    softmax[j] = softmax_row<kFma>(log_p[j], potential, top[j], width, exponentials + j * width);
-    factor[j] = static_cast<Number>(weight[j] / heaviest * kFactorScale / softmax[j].sum);
-  }
-  add_quad(exponentials, factor, heaviest / kFactorScale, width, mass);
-}
-
-template <typename Storage>
-void pass(const RowBlock<Storage>& block, const Potential<Compute<Storage>>* potentials,
-          int64_t candidates, const double* weight, Compute<Storage>* scratch, RowSoftmax* softmax,
-          double* mass, double* value) {
-  using Number = Compute<Storage>;
-  const int64_t width = padded(block.matrix.columns);
-  RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
-  Number* exponentials = scratch + kTile * width;
-  for (int64_t j = 0; j < kQuad * width; ++j) exponentials[j] = Number(0);
-  for (int64_t group = block.first; group < block.last; group += kGroup) {
-    double weights[kGroup];
-    int64_t rows = 0;
-    for (int64_t quad = group; quad < group + kGroup && quad < block.last; quad += kQuad) {
-      const Number* log_p[kQuad];
-      int64_t count = 0;
-      for (int64_t i = quad; i < quad + kQuad && i < block.last; ++i) {
-        if (weight[i] == 0.0) continue;
-        log_p[count] = reader.row(i);
-        weights[rows + count++] = weight[i];
-      }
-      if (count == 0) continue;
-      for (int64_t s = 0; s < candidates; ++s) {
-        pass_quad(log_p, weights + rows, count, potentials[s], width, exponentials,
-                  softmax + s * kGroup + rows, mass + s * width);
-      }
-      rows += count;
-    }
-    for (int64_t s = 0; s < candidates; ++s) {
-      value[s] += weighted_logsumexp(weights, softmax + s * kGroup, rows);
-    }
-  }
-}
 
 template <typename Number, typename Out>
 SELAVI_INLINE void store_scaled(const Number* __restrict row, Number factor, Number least,

@@ -9,12 +9,20 @@
 namespace selavi::cpu {
 namespace {
 
+constexpr int64_t kMergeGrain = 2048;  // columns below which a thread is not worth starting
+
+// Numbers that a block keeps: its masses, then its values. Aligned like the masses of a candidate.
+int64_t partial_width(int64_t candidates, int64_t columns) {
+  return candidates * padded(columns) + padded(candidates);
+}
+
 template <typename Storage>
 void pass_blocks(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                  const Tensor& lam, const Blocks& blocks, double* partial) {
   using Number = Compute<Storage>;
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   const int64_t candidates = v.size(1), masses = candidates * padded(columns);
+  const int64_t width = partial_width(candidates, columns);
   std::vector<PotentialParts<Number>> parts;
   std::vector<Potential<Number>> potentials;
   for (int64_t j = 0; j < problems * candidates; ++j) {
@@ -22,13 +30,14 @@ void pass_blocks(const Tensor& log_p, const Tensor& v, const Tensor& row_margina
     potentials.push_back(parts.back().view());
   }
   torch::stable::parallel_for(0, problems * blocks.count, 1, [&](int64_t begin, int64_t end) {
-    Scratch<Number> scratch((kTile + kQuad) * padded(columns));
+    Scratch<Number> scratch(pass_scratch(columns));
     std::vector<RowSoftmax> softmax(static_cast<size_t>(candidates * kGroup));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / blocks.count, first = (task % blocks.count) * blocks.rows;
       const RowBlock<Storage> block = {matrix_of<Storage>(log_p, b), first,
                                        std::min(first + blocks.rows, n)};
-      double* mass = partial + task * (masses + candidates);
+      double* mass = partial + task * width;
+      std::fill_n(mass, width, 0.0);
       row_kernels<Storage>().pass(block, potentials.data() + b * candidates, candidates,
                                   doubles(row_marginal) + b * n, scratch.data(), softmax.data(),
                                   mass, mass + masses);
@@ -42,10 +51,9 @@ std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
   check_each_row(log_p, row_marginal, "row_marginal");
   STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
   const int64_t problems = log_p.size(0), columns = log_p.size(2), candidates = v.size(1);
-  const int64_t masses = candidates * padded(columns);
-  const int64_t width = masses + candidates;  // a block's masses, then its values
+  const int64_t masses = candidates * padded(columns), width = partial_width(candidates, columns);
   const Blocks blocks(log_p.size(1), width);
-  std::vector<double> partial(static_cast<size_t>(problems * blocks.count * width), 0.0);
+  Scratch<double> partial(problems * blocks.count * width);
   dispatch_floating(log_p, "log_p", [&](auto tag) {
     using Storage = typename decltype(tag)::type;
     pass_blocks<Storage>(log_p, v, row_marginal, lam, blocks, partial.data());
@@ -53,14 +61,25 @@ std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
 
   Tensor mass = torch::stable::new_zeros(v, {problems, candidates, columns});
   Tensor value = torch::stable::new_zeros(v, {problems, candidates});
-  for (int64_t task = 0; task < problems * blocks.count; ++task) {
-    const double* block = partial.data() + task * width;
-    for (int64_t s = 0; s < candidates; ++s) {
-      const int64_t row = task / blocks.count * candidates + s;
-      double* target = mutable_doubles(mass) + row * columns;
-      const double* source = block + s * padded(columns);
-      for (int64_t k = 0; k < columns; ++k) target[k] += source[k];
-      mutable_doubles(value)[row] += block[masses + s];
+  const int64_t rows = problems * candidates;
+  const auto source = [&](int64_t row, int64_t block) {
+    return partial.data() + (row / candidates * blocks.count + block) * width;
+  };
+  double *masses_out = mutable_doubles(mass), *values_out = mutable_doubles(value);
+  torch::stable::parallel_for(0, rows * columns, kMergeGrain, [&](int64_t first, int64_t last) {
+    for (int64_t row = first / columns; row * columns < last; ++row) {
+      const int64_t begin = std::max(first - row * columns, int64_t{0});
+      const int64_t end = std::min(last - row * columns, columns);
+      for (int64_t block = 0; block < blocks.count; ++block) {
+        const double* sums = source(row, block) + row % candidates * padded(columns);
+        double* target = masses_out + row * columns;
+        for (int64_t k = begin; k < end; ++k) target[k] += sums[k];
+      }
+    }
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t block = 0; block < blocks.count; ++block) {
+      values_out[row] += source(row, block)[masses + row % candidates];
     }
   }
   return {mass, value};

@@ -69,6 +69,7 @@ SELAVI_INLINE double exp_nonpositive(double x) {
 }
 
 // log x for normal x > 0 with relative error below 1e-15; NaN and inf give NaN.
+template <bool kFma = false>
 SELAVI_INLINE double log_positive(double x) {
   constexpr uint64_t kHalfRoot = 0x3fe6a09e667f3bcd;  // sqrt(1/2)
   constexpr uint64_t kTwo52 = 0x4330000000000000;
@@ -85,7 +86,7 @@ SELAVI_INLINE double log_positive(double x) {
   const double s = (m - 1.0) / (m + 1.0), square = s * s;
   double series = 1.0 / 23;  // log m = 2 artanh s
 #pragma GCC unroll 16
-  for (int odd = 21; odd > 0; odd -= 2) series = series * square + 1.0 / odd;
+  for (int odd = 21; odd > 0; odd -= 2) series = multiply_add<kFma>(series, square, 1.0 / odd);
   return n * kLog2 + 2.0 * s * series + (x - x);
 }
 

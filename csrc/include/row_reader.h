@@ -30,7 +30,7 @@ struct MatrixView {
 
 // Floats are kept finite, so that no product with a zero or negative number makes NaN of -inf.
 constexpr float kFloor = -0x1p100f;
-SELAVI_INLINE float keep_finite(float value) { return value < kFloor ? kFloor : value; }
+SELAVI_INLINE float keep_finite(float value) { return kFloor > value ? kFloor : value; }
 SELAVI_INLINE double keep_finite(double value) { return value; }
 
 // Copies row i of `matrix` to rows + i * stride for i in [first, last), along its memory.
@@ -64,6 +64,31 @@ SELAVI_INLINE void pad_rows(Number* rows, int64_t count, int64_t columns, int64_
   }
 }
 
+// Rows of a quad that will be wanted later, asked for piecemeal while others are computed on: all
+// at once they would hold up what is needed now.
+struct Ahead {
+  const char* data;
+  int64_t row_bytes;
+  int64_t element_bytes;
+
+  SELAVI_INLINE void prefetch(int64_t k) const {
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kQuad; ++j) {
+      __builtin_prefetch(data + j * row_bytes + k * element_bytes, 0, 2);
+    }
+  }
+};
+
+// The quad of rows from row i and column k on, or nothing of use where there is none.
+template <typename Storage>
+SELAVI_INLINE Ahead ahead_of(const MatrixView<Storage>& matrix, int64_t i, int64_t last,
+                             int64_t k) {
+  const int64_t size = sizeof(Storage);
+  const auto* data = reinterpret_cast<const char*>(matrix.data);
+  if (i + kQuad > last || matrix.column_stride != 1) return {data, 0, 0};
+  return {data + (i * matrix.row_stride + k) * size, matrix.row_stride * size, size};
+}
+
 // Hands out padded copies of the rows [first, last) in ascending order, a row at a time, or kTile
 // rows where columns are apart in memory. A row's copy lasts while rows of the same quad are read:
 // the quads are first .. first + kQuad - 1 and so on.
@@ -84,10 +109,15 @@ class RowReader {
   }
 
   SELAVI_INLINE const Number* row(int64_t i) {
+    prefetch(i + kAhead);
+    return row_of_quad(i);
+  }
+
+  // The same for callers that make use of `ahead`.
+  SELAVI_INLINE const Number* row_of_quad(int64_t i) {
     if (matrix_.column_stride == 1) {
       Number* target = buffer_ + (i - first_) % kQuad * stride_;
       load_rows(matrix_, i, i + 1, target, stride_);
-      prefetch(i + kAhead);
       return target;
     }
     const int64_t tile = (i - first_) / kTile;
@@ -99,6 +129,8 @@ class RowReader {
     return buffer_ + (i - first_) % kTile * stride_;
   }
 
+  SELAVI_INLINE Ahead ahead(int64_t i) const { return ahead_of(matrix_, i + kAhead, last_, 0); }
+
  private:
   static constexpr int64_t kAhead = 16;
   static constexpr int64_t kLine = 64;
@@ -107,7 +139,7 @@ class RowReader {
   // processor sees by itself.
   SELAVI_INLINE void prefetch(int64_t i) const {
     const int64_t bytes = matrix_.columns * static_cast<int64_t>(sizeof(Storage));
-    if (i >= last_ || bytes > 64 * kLine) return;
+    if (i >= last_ || bytes > 64 * kLine || matrix_.column_stride != 1) return;
     const auto* data = reinterpret_cast<const char*>(matrix_.data + i * matrix_.row_stride);
     for (int64_t offset = 0; offset < bytes; offset += kLine)
       __builtin_prefetch(data + offset, 0, 2);

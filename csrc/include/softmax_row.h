@@ -1,6 +1,6 @@
 // The arithmetic of one row, shared by the operators. Torch-free, header-only.
 //
-// Rows are padded to a multiple of kLanes; the padding's exponentials are 0.
+// Rows are padded to a multiple of kLanes, and `count` is one; the padding's exponentials are 0.
 #pragma once
 
 #include <cstdint>
@@ -46,7 +46,36 @@ SELAVI_INLINE double round_to(double value, double quantum) {
   return (value + quantum * kRound) - quantum * kRound;
 }
 
+// Whether a shift makes the differences of Potential inexact, or is not finite, or may be so far
+// from the row's largest exponent (by two quanta) that the exponentials leave float's range.
+SELAVI_INLINE bool is_far(double shift, double quantum) {
+  return !(__builtin_fabs(shift) <= 0x1p23 * quantum) || quantum > 4.0;
+}
+
 constexpr int64_t kFloatSum = 1024;  // terms summed in float before they go to a double
+
+// Of kLanes numbers, which it overwrites.
+template <typename Number>
+SELAVI_INLINE Number lane_sum(Number* parts) {
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+  }
+  return parts[0];
+}
+
+template <typename Number>
+SELAVI_INLINE Number lane_max(Number* tops) {
+#pragma GCC unroll 4
+  for (int64_t half = kLanes / 2; half > 0; half /= 2) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < half; ++lane) {
+      tops[lane] = tops[lane + half] > tops[lane] ? tops[lane + half] : tops[lane];
+    }
+  }
+  return tops[0];
+}
 
 // exponentials_k = 2^y(k) and their sum.
 template <bool kFma, typename Exponent>
@@ -55,13 +84,16 @@ SELAVI_INLINE double exponentiate(const Exponent& y, float least, int64_t count,
   double sum = 0.0;
   for (int64_t begin = 0; begin < count; begin += kFloatSum) {
     const int64_t end = begin + kFloatSum < count ? begin + kFloatSum : count;
-    float part = 0.0f;
-#pragma omp simd reduction(+ : part)
-    for (int64_t k = begin; k < end; ++k) {
-      exponentials[k] = exp2_below_100<kFma>(y(k), least);
-      part += exponentials[k];
+    float parts[kLanes] = {};
+    for (int64_t k = begin; k < end; k += kLanes) {
+#pragma omp simd
+      for (int64_t lane = 0; lane < kLanes; ++lane) {
+        const float exponential = exp2_below_100<kFma>(y(k + lane), least);
+        exponentials[k + lane] = exponential;
+        parts[lane] += exponential;
+      }
     }
-    sum += part;
+    sum += lane_sum(parts);
   }
   return sum;
 }
@@ -72,13 +104,16 @@ SELAVI_INLINE Number row_top(const Number* __restrict log_p, const Potential<Num
                              int64_t count) {
   const Number* __restrict hi = potential.hi;
   const Number scale = potential.scale_hi;
-  Number top = static_cast<Number>(-__builtin_inf());
-#pragma omp simd reduction(max : top)
-  for (int64_t k = 0; k < count; ++k) {
-    const Number x = multiply_add<kFma>(scale, log_p[k], hi[k]);
-    top = x > top ? x : top;
+  Number tops[kLanes];
+  for (Number& top : tops) top = static_cast<Number>(-__builtin_inf());
+  for (int64_t k = 0; k < count; k += kLanes) {
+#pragma omp simd
+    for (int64_t lane = 0; lane < kLanes; ++lane) {
+      const Number x = multiply_add<kFma>(scale, log_p[k + lane], hi[k + lane]);
+      tops[lane] = x > tops[lane] ? x : tops[lane];
+    }
   }
-  return top;
+  return lane_max(tops);
 }
 
 // softmax_row in double, for float rows that are too far from 0 (or lack the instruction).
@@ -110,8 +145,7 @@ SELAVI_INLINE RowSoftmax softmax_row(const float* __restrict log_p,
                                      const Potential<float>& potential, float top, int64_t count,
                                      float* __restrict exponentials) {
   const double shift = round_to(top, potential.quantum);
-  // The shift may be two quanta below the largest exponent, which must stay below 100.
-  if (!kFma || !(__builtin_fabs(shift) <= 0x1p23 * potential.quantum) || potential.quantum > 32.0) {
+  if (!kFma || is_far(shift, potential.quantum)) {
     return softmax_far_row<kFma>(log_p, potential, count, exponentials);
   }
   const float* __restrict hi = potential.hi;
