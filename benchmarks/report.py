@@ -227,7 +227,9 @@ def gpu_section() -> str:
 
 def main(source: Path) -> None:
     results = json.loads(source.read_text())
-    parts = (table(results), machine(results), details(results))
+    parts = [table(results), machine(results), details(results)]
+    if results["steps"]:
+        parts.insert(1, "\n".join(("```", *results["steps"], "```")))
     source.with_suffix(".md").write_text("\n\n".join(parts) + "\n")
     picture = source.with_suffix(".png")
     plot(results, picture)

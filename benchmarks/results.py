@@ -1,7 +1,8 @@
 """From pytest-benchmark's JSON to ours: the machine, every case, and the rows with their goals.
 
-results.py [--folder FOLDER] [--commit COMMIT] RAW.json ... writes results/cpu-COMMIT.json, or
-<GPU>-COMMIT.json, and prints its path. The commit is Git's unless it is given.
+results.py [--folder FOLDER] [--commit COMMIT] [--steps FILE] RAW.json ... writes
+results/cpu-COMMIT.json, or <GPU>-COMMIT.json, and prints its path. The commit is Git's unless it is
+given; the lines of FILE say how gpu.sh's steps went.
 """
 
 import argparse
@@ -196,10 +197,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--commit")
+    parser.add_argument("--steps", type=Path)
     parser.add_argument("raw", type=Path, nargs="+")
     options = parser.parse_args()
-    raw = [json.loads(source.read_text()) for source in options.raw]
-    results = condense(raw, options.commit)
+    texts = [source.read_text() for source in options.raw]  # empty where no benchmark was run
+    results = condense([json.loads(text) for text in texts if text], options.commit)
+    results["steps"] = options.steps.read_text().splitlines() if options.steps else []
     target = options.folder / f"{name(results)}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from selavi.ops import sinkhorn
+from tests.ops.on_device import sinkhorn
 from tests.ops.problems import HARD, assert_solves, hard_log_p, random_log_p, zipf
 
 LOGITS = Path(__file__).parents[3] / "shared" / "data" / "logits"
