@@ -101,7 +101,7 @@ def bench_bandwidth(timed_jobs, benchmark, size, device, kind):
         count, programs = int(size.bytes / 4), 1
     x = torch.randn(count, device=device)
     out = torch.full_like(x if kind == "copy" else x[:programs], torch.nan)
-    expected = x if kind == "copy" else x.double().sum() if kind == "sum" else x.max()
+    expected = float(x.double().sum() if kind == "sum" else x.max())
     jobs = {
         "copy": lambda: out.copy_(x),
         "sum": lambda: torch.sum(x, 0, out=out[0]),
@@ -109,8 +109,10 @@ def bench_bandwidth(timed_jobs, benchmark, size, device, kind):
         "read kernel": lambda: read_bandwidth.read(x, out),
     }
     timed_jobs([jobs[kind]], graph=True)
-    found = out.max() if kind == "read kernel" else out[0] if kind != "copy" else out
-    assert torch.allclose(found.double(), expected.double(), rtol=1e-3, atol=count**0.5 / 100)
+    if kind == "copy":
+        assert torch.equal(out, x)
+    else:  # the sum is of numbers of both signs
+        assert abs(float(out.max()) - expected) <= (count**0.5 / 100 if kind == "sum" else 0)
     work = floors.Work(4 * count, 4 * count if kind == "copy" else 0, 0)
     case = "copy" if kind == "copy" else "read"
     record(benchmark, "bandwidth", case, kind, work, dtype="float32")
@@ -166,9 +168,10 @@ def bench_labels(timed_jobs, benchmark, size, device, family, method):
         options = {"lam": LAM, "tol": 0.8 * TARGET, "backend": method}
         timing = timed_jobs([lambda: sinkhorn(logits, **options)])
         found = list(zip(timing.output.col_potential, timing.output.labels, strict=True))
-        passes = int(timing.output.n_passes.max())
-        info = {"passes": passes, "dtype": "float32"}
-        work = floors.iteration(*shape, 4).times(passes + 1)  # and the labels
+        passes = timing.output.n_passes
+        info = {"passes": int(passes.max()), "dtype": "float32"}
+        one_head = floors.iteration(1, *shape[1:], 4)
+        work = one_head.times(int(passes.sum()) + len(passes))  # and the labels
     errors = [column_error(p.log_p, LAM, r, v) for p, (v, _) in zip(problems, found, strict=True)]
     agreed = min(
         label_agreement(p.log_p, LAM, v, labels)

@@ -30,7 +30,10 @@ def table(results: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def main(source: Path, target: Path = PATH) -> None:
-    chosen = table(json.loads(source.read_text()), source.stem)
+    results = json.loads(source.read_text())
+    if not results["machine"]["gpu"]:
+        sys.exit(f"{source.name} was not measured on a GPU")
+    chosen = table(results, source.stem)
     target.write_text(json.dumps(chosen, indent=1) + "\n")
     print(f"{target.name}: made of {chosen['measured'] or 'nothing: no GPU was measured'}")
 

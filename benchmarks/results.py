@@ -7,6 +7,7 @@ given; the lines of FILE say how gpu.sh's steps went.
 
 import argparse
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -171,7 +172,8 @@ def _add_floors(cases: list[Case], gpu: dict[str, Any]) -> dict[str, float]:
         if case["section"] == "bandwidth":
             bandwidth = (case["bytes_read"] + case["bytes_written"]) / case["median"]
             best[case["case"]] = max(bandwidth, best.get(case["case"], 0.0))
-    clock = 1e6 * float(gpu["clocks.max.sm"].split()[0])
+    clock = gpu["clocks.max.sm"]  # "1980 MHz", or that it is not told
+    clock = 1e6 * float(clock.split()[0]) if clock.endswith("MHz") else math.nan
     rate = EXPONENTIALS_A_CLOCK * gpu["multiprocessors"] * clock
     for case in cases:
         if "bytes_read" in case and {"copy", "read"} <= best.keys():
