@@ -221,7 +221,7 @@ Doubles sinkhorn_column_logsumexp(const py::array& log_p, const Doubles& u, cons
         if (shift == -kInfinity) continue;
         const auto* row = rows.reader.row(i);
         for (size_t j = 0; j < max.size(); ++j) {
-          if (row[j] <= kFloor) continue;  // -inf
+          if (row[j] == -__builtin_inf()) continue;
           const double x = rows.lam * static_cast<double>(row[j]) + shift;
           if (have_max) sum[j] += std::exp(x - max[j]);
           if (!have_max) max[j] = std::max(max[j], x);

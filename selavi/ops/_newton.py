@@ -203,13 +203,16 @@ def _candidates(
     would be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says that.
     """
     r, m = problem.col_marginal, state.mass
+    residual = r - m
+    # Its sum is 0 but for m's rounding, which L, singular there, would make a huge step of.
+    residual = residual - r * residual.sum(-1, keepdim=True)
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
     w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
     scale = torch.where(m * _STARVED > r, m, r)  # a column far above a tiny due would go too far
     steps, dampings = [], []
     for factor, shares in trials.items():
         mu = damping * factor
-        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), r - m)
+        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), residual)
         for share in shares:
             steps.append(share * step)
             dampings.append(mu)
