@@ -125,12 +125,18 @@ py::tuple sinkhorn_pass(const py::array& log_p, const Doubles& v, const Doubles&
       if (weight == 0.0) continue;
       const auto* row = rows.reader.row(i);
       for (int64_t s = 0; s < candidates; ++s) {
+        if (std::isnan(potentials[(b * candidates + s) * k])) continue;
         const RowSoftmax softmax = rows.softmax(row, static_cast<size_t>(s));
         rows.add(weight / softmax.sum, masses + (b * candidates + s) * k);
         values[b * candidates + s] += weight * (softmax.shift + std::log(softmax.sum));
       }
     }
   });
+  for (int64_t row = 0; row < problems * candidates; ++row) {
+    if (!std::isnan(potentials[row * k])) continue;
+    std::fill_n(masses + row * k, k, potentials[row * k]);
+    values[row] = potentials[row * k];
+  }
   return py::make_tuple(mass, value);
 }
 
