@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(selavi, m) {
   m.def(
       "sinkhorn_pass(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) "
       "-> (Tensor col_mass, Tensor mean_logsumexp)");
+  m.def(
+      "sinkhorn_iterations(Tensor log_p, Tensor v, Tensor row_marginal, Tensor col_marginal, "
+      "Tensor lam, int count) -> (Tensor v, Tensor col_mass, Tensor mean_logsumexp)");
   m.def("sinkhorn_overlap(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) -> Tensor");
   m.def(
       "sinkhorn_labels(Tensor log_p, Tensor v, Tensor lam) "

@@ -1,6 +1,7 @@
 """Loads the compiled operators, gives them fake kernels, and picks a backend for a call."""
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Protocol, cast
@@ -19,6 +20,15 @@ class Primitives(Protocol):
     def sinkhorn_pass(
         self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor]: ...
+    def sinkhorn_iterations(
+        self,
+        log_p: Tensor,
+        v: Tensor,
+        row_marginal: Tensor,
+        col_marginal: Tensor,
+        lam: Tensor,
+        count: int,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
     def sinkhorn_overlap(
         self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> Tensor: ...
@@ -48,6 +58,9 @@ def _load() -> bool:
             f"({error}); reinstall selavi, or delete the file to use the PyTorch definition"
         ) from error
     _register_fakes()
+    torch.library.impl("selavi::sinkhorn_iterations", "CPU")(
+        partial(_definition.repeat_pass, torch.ops.selavi.sinkhorn_pass)
+    )
     return True
 
 
@@ -55,6 +68,17 @@ def _register_fakes() -> None:
     @torch.library.register_fake("selavi::sinkhorn_pass")
     def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(v), v.new_empty(v.shape[:2])
+
+    @torch.library.register_fake("selavi::sinkhorn_iterations")
+    def _(
+        log_p: Tensor,
+        v: Tensor,
+        row_marginal: Tensor,
+        col_marginal: Tensor,
+        lam: Tensor,
+        count: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(v), torch.empty_like(v), v.new_empty(v.shape[:1])
 
     @torch.library.register_fake("selavi::sinkhorn_overlap")
     def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:

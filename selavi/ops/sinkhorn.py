@@ -125,7 +125,8 @@ def sinkhorn(
         tol: on the column error sum_k |sum_i Q_ik - r_k|, which lies in [0, 2]. None runs exactly
             max_iterations of Sinkhorn's iteration, reads no result on the host (so that a CUDA
             graph can capture it) and does not check the values of the input; `converged` is then
-            against 2e-6.
+            against 2e-6. A CUDA graph can also capture solver="sinkhorn" with a tol: every problem
+            then stops on the device, and the values of the input are not checked either.
         max_iterations: reads of log_p after which the solver stops unconverged. `permute` takes one
             of them, but for the last.
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selavi.ops import _definition
+from tests.ops.on_device import Moved
 from tests.ops.problems import random_log_p
 
 LIBRARY = torch.ops.selavi
@@ -85,6 +86,34 @@ def test_primitives_match_definition_at_any_shape(
 ):
     log_p, v, c = primitive_arguments(problems, n, k, candidates, seed)
     assert_primitives_match(library, log_p.double() if double else log_p, v, c, lam)
+
+
+def test_a_candidate_that_begins_with_nan_is_not_tried(backend):
+    log_p, v, c = primitive_arguments(2, 150, 37, 4)
+    v[0, 1, 0] = v[1, 0, 0] = v[1, 3, 0] = torch.nan
+    ours = Moved(backend)
+    lam = LAM.expand(2).clone()
+    mass, mean_logsumexp = ours.sinkhorn_pass(log_p, v, c, lam)
+    tried = ~v[..., 0].isnan()
+    assert mass[~tried].isnan().all() and mean_logsumexp[~tried].isnan().all()
+    for b, s in tried.nonzero().tolist():
+        one = ours.sinkhorn_pass(log_p[b : b + 1], v[b, s][None, None], c[b : b + 1], LAM)
+        assert torch.equal(mass[b, s], one[0][0, 0]) and mean_logsumexp[b, s] == one[1][0, 0]
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_iterations_match_definition(backend, count):
+    log_p, v, c = primitive_arguments(2, 150, 37, 1)
+    log_p[:, :, 5] = -torch.inf  # a column that no row can reach: its potential rises, and no NaN
+    r = torch.rand(2, 37, dtype=torch.float64) + 0.1
+    arguments = (log_p, v[:, 0].contiguous(), c, r, 0.1 * LAM.expand(2), count)
+    before = v.clone()
+    ours = Moved(backend).sinkhorn_iterations(*arguments)
+    definition = _definition.sinkhorn_iterations(*arguments)
+    torch.testing.assert_close(ours, definition, rtol=3e-6 * count, atol=1e-6 * count)
+    assert torch.equal(v, before)
+    mass, mean_logsumexp = _definition.sinkhorn_pass(log_p, ours[0][:, None], c, arguments[4])
+    torch.testing.assert_close(ours[1:], (mass[:, 0], mean_logsumexp[:, 0]), rtol=3e-6, atol=1e-6)
 
 
 def test_rows_of_zero_weight_are_not_read(library):
@@ -189,6 +218,7 @@ def test_runs_agree_to_the_bit(library):
     lam, v0 = LAM.expand(3).clone(), v[:, 0].contiguous()
     for name, arguments in (
         ("sinkhorn_pass", (log_p, v, c, lam)),
+        ("sinkhorn_iterations", (log_p, v0, c, torch.ones_like(v0), lam, 3)),
         ("sinkhorn_overlap", (log_p, v0, c, lam)),
         ("sinkhorn_column_logsumexp", (log_p, c.log(), lam)),
     ):
@@ -220,6 +250,9 @@ def test_opcheck():
     log_p, v, c = primitive_arguments(1, 30, 7, 3)
     v0 = v[:, 0].contiguous()
     torch.library.opcheck(LIBRARY.sinkhorn_pass.default, (log_p, v, c, LAM))
+    torch.library.opcheck(
+        LIBRARY.sinkhorn_iterations.default, (log_p, v0, c, torch.ones_like(v0), LAM, 3)
+    )
     torch.library.opcheck(LIBRARY.sinkhorn_overlap.default, (log_p, v0, c, LAM))
     torch.library.opcheck(LIBRARY.sinkhorn_labels.default, (log_p, v0, LAM))
     torch.library.opcheck(LIBRARY.sinkhorn_plan.default, (log_p, v0, c, LAM, torch.bfloat16))
