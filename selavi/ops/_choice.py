@@ -35,13 +35,14 @@ def columns_range(k: int) -> str:
 
 def choose(primitive: str, k: int, dtype: torch.dtype) -> str:
     """The backend of a primitive on k columns of dtype; the default where nothing was measured."""
-    table = _table()
-    sizes = table["faster"].get(primitive, {})
-    chosen: str = sizes.get(str(dtype.itemsize), {}).get(columns_range(k), table["default"])
+    known = table()
+    sizes = known["faster"].get(primitive, {})
+    chosen: str = sizes.get(str(dtype.itemsize), {}).get(columns_range(k), known["default"])
     return chosen
 
 
 @lru_cache(maxsize=1)
-def _table() -> dict[str, Any]:
-    table: dict[str, Any] = json.loads(PATH.read_text())
-    return table
+def table() -> dict[str, Any]:
+    """backend_choice.json"""
+    stored: dict[str, Any] = json.loads(PATH.read_text())
+    return stored

@@ -15,10 +15,10 @@ def table(tmp_path, monkeypatch):
     def write(content):
         monkeypatch.setattr(_choice, "PATH", tmp_path / "table.json")
         _choice.PATH.write_text(json.dumps(content))
-        _choice._table.cache_clear()
+        _choice.table.cache_clear()
 
     yield write
-    _choice._table.cache_clear()
+    _choice.table.cache_clear()
 
 
 def test_a_measured_range_decides_and_the_rest_keeps_to_the_default(table):
