@@ -60,7 +60,7 @@ class RowTiles:
         }
 
 
-_MOST_COLUMNS = 8192  # of a row in one program's registers; half as many in float64
+_MOST_COLUMNS = 8192
 
 
 def fits(columns: int, double: bool) -> bool:
@@ -76,7 +76,7 @@ def row_tiles(columns: int, double: bool) -> RowTiles:
     exponentials on padding, of which an H100 does only 16 a clock and multiprocessor: 309 columns
     take 256 + 64 of them and not 512. Its width is a whole number of warps, as the first's is.
     """
-    a_warp = 256 if double else 512
+    a_warp = 256 if double or columns > 512 else 512
     padded = max(16, power_above(columns))
     first, second = padded, 0
     if padded > columns and padded > 64:

@@ -9,14 +9,13 @@ such a multiple too,
     x_k log2(e) - shift = (scale_hi log_p_k + (hi_k - shift)) + (scale_lo log_p_k + lo_k)
 has an exact difference inside and is rounded at its own size, not at the size of x_k. It is exact
 while neither hi_k, which sees to the quantum, nor the shift is above 2^23 quanta; a tile where the
-shift is goes through float64. Columns that pad a row have hi_k = -inf.
+shift is goes through float64. scale_lo is positive, so that both terms are -inf where log_p is.
+Columns that pad a row have hi_k = -inf.
 """
 
 import triton
 import triton.language as tl
 
-# Entries are kept above this, so that no product of -inf with zero or a negative makes NaN of it.
-FLOOR = tl.constexpr(-(2.0**100))
 LOG2 = tl.constexpr(0.693147180559945309417)
 LOG2_E = tl.constexpr(1.44269504088896340736)
 ROUND = tl.constexpr(6755399441055744.0)  # 1.5 * 2^52
@@ -46,7 +45,10 @@ def load_tiles(row, columns, K, stride_k, kept):
     tiles = ()
     for i in tl.static_range(len(columns)):
         pointer = row[:, None] + (columns[i].to(tl.int64) * stride_k)[None, :]
-        mask = kept[:, None] & (columns[i] < K)[None, :]
+        if i + 1 < len(columns):  # the first of two tiles is full
+            mask = tl.broadcast_to(kept[:, None], pointer.shape)
+        else:
+            mask = kept[:, None] & (columns[i] < K)[None, :]
         tiles = tiles + (tl.load(pointer, mask=mask, other=0.0),)
     return tiles
 
@@ -59,8 +61,7 @@ def widen(tiles):
         if tiles[i].dtype == tl.float64:
             wide = wide + (tiles[i],)
         else:
-            tile = tiles[i].to(tl.float32)
-            wide = wide + (tl.maximum(tile, FLOOR, propagate_nan=tl.PropagateNan.ALL),)
+            wide = wide + (tiles[i].to(tl.float32),)
     return wide
 
 
@@ -119,11 +120,13 @@ def load_potential(hi, lo, scales, problem, columns, K):
     his = load_columns(hi + problem * K, columns, K, float("-inf"))
     if hi.dtype.element_ty == tl.float64:
         scale = tl.load(scales + problem)
-        return his, his, scale, scale, scale
-    los = load_columns(lo + problem * K, columns, K, 0.0)
-    scale_hi = tl.load(scales + 3 * problem).to(tl.float32)
-    scale_lo = tl.load(scales + 3 * problem + 1).to(tl.float32)
-    return his, los, scale_hi, scale_lo, tl.load(scales + 3 * problem + 2)
+        potential = (his, his, scale, scale, scale)
+    else:
+        los = load_columns(lo + problem * K, columns, K, 0.0)
+        scale_hi = tl.load(scales + 3 * problem).to(tl.float32)
+        scale_lo = tl.load(scales + 3 * problem + 1).to(tl.float32)
+        potential = (his, los, scale_hi, scale_lo, tl.load(scales + 3 * problem + 2))
+    return potential
 
 
 @triton.jit
@@ -178,17 +181,24 @@ def far_exponents(tiles, potential):
 
 
 @triton.jit
+def finite_shift(shift):
+    """Rows that are -inf throughout keep exponentials that are 0."""
+    return tl.where(shift == float("-inf"), 0.0, shift)
+
+
+@triton.jit
 def far_exponentials(tiles, potential, shift):
     x = far_exponents(tiles, potential)
+    anchor = finite_shift(shift)
     exponentials = ()
     for i in tl.static_range(len(tiles)):
-        exponentials = exponentials + (tl.exp2((x[i] - shift[:, None]).to(tl.float32)),)
+        exponentials = exponentials + (tl.exp2((x[i] - anchor[:, None]).to(tl.float32)),)
     return exponentials
 
 
 @triton.jit
 def double_exponentials(x, shift):
-    anchor = tl.where(shift == float("-inf"), 0.0, shift)
+    anchor = finite_shift(shift)
     exponentials = ()
     for i in tl.static_range(len(x)):
         exponentials = exponentials + (tl.exp(x[i] - anchor[:, None]),)
@@ -217,30 +227,19 @@ def softmax(tiles, potential):
 
 
 @triton.jit
-def is_dead(shift, potential):
-    """Rows that are -inf throughout."""
-    return shift <= potential[2].to(tl.float64) * (0.5 * FLOOR)
+def logsumexp_of(total, shift):
+    """Z (float64) of rows from their softmax; -inf where a row is -inf throughout."""
+    if total.dtype == tl.float64:
+        z = shift + tl.log(total)
+    else:
+        z = (shift + tl.log2(total).to(tl.float64)) * LOG2
+    return z
 
 
 @triton.jit
-def logsumexp_of(total, shift, potential):
-    """Z (float64) of rows, from their softmax."""
-    if total.dtype == tl.float64:
-        return shift + tl.log(total)
-    return tl.where(
-        is_dead(shift, potential),
-        float("-inf"),
-        (shift + tl.log2(total).to(tl.float64)) * LOG2,
-    )
-
-
-@triton.jit
-def share_of(weight, total, shift, potential):
-    """weight / total, in the type of total; NaN for a row of which no share can be said."""
-    if total.dtype == tl.float64:
-        return weight / total
-    share = weight.to(tl.float32) / total
-    return tl.where(is_dead(shift, potential), float("nan"), share)
+def share_of(weight, total):
+    """weight / total, in the type of total; for a row that is -inf throughout it is not finite."""
+    return weight.to(total.dtype) / total
 
 
 @triton.jit
@@ -249,29 +248,34 @@ def shares(tiles, potential, logsumexp):
     his, _, scale, _, quantum = potential
     if tiles[0].dtype == tl.float64:
         exponentials = double_exponentials(affine(tiles, scale, his), logsumexp)
-        return exponentials, tl.where(logsumexp == float("-inf"), float("nan"), 1.0)
-    wanted = logsumexp * LOG2_E
-    shift = round_to(wanted, quantum)
-    if is_near(shift, quantum):
-        exponentials = near_exponentials(tiles, potential, shift)
+        factor = tl.full(logsumexp.shape, 1.0, tl.float64)
     else:
-        exponentials = far_exponentials(tiles, potential, shift)
-    return exponentials, tl.exp2((shift - wanted).to(tl.float32))
+        wanted = logsumexp * LOG2_E
+        shift = round_to(wanted, quantum)
+        if is_near(shift, quantum):
+            exponentials = near_exponentials(tiles, potential, shift)
+        else:
+            exponentials = far_exponentials(tiles, potential, shift)
+        factor = tl.exp2((shift - wanted).to(tl.float32))
+    # Of a row that is -inf throughout no share can be said.
+    return exponentials, tl.where(logsumexp == float("-inf"), float("nan"), factor)
 
 
 @triton.jit
 def shrink(difference, wide: tl.constexpr):
     """exp of a difference of two shifts: of base 2 but for wide."""
     if wide:
-        return tl.exp(difference)
-    return tl.exp2(difference.to(tl.float32)).to(tl.float64)
+        ratio = tl.exp(difference)
+    else:
+        ratio = tl.exp2(difference.to(tl.float32)).to(tl.float64)
+    return ratio
 
 
 @triton.jit
 def merge(total, shift, other_total, other_shift, wide: tl.constexpr):
     """Sums of exponentials (float64) over two parts of a row; a shift may be -inf."""
     top = tl.maximum(shift, other_shift)
-    anchor = tl.where(top == float("-inf"), 0.0, top)
+    anchor = finite_shift(top)
     total = total * shrink(shift - anchor, wide)
     return total + other_total * shrink(other_shift - anchor, wide), top
 
@@ -282,14 +286,10 @@ def online_logsumexp(row, hi, lo, scales, problem, K, stride_k, kept, BLOCK_K: t
     wide: tl.constexpr = hi.dtype.element_ty == tl.float64
     shift = tl.full(row.shape, float("-inf"), tl.float64)
     total = tl.zeros(row.shape, tl.float64)
-    scale = tl.load(scales + problem * (1 if wide else 3))
     for start in range(0, K, BLOCK_K):
         columns = (start + tl.arange(0, BLOCK_K),)
         potential = load_potential(hi, lo, scales, problem, columns, K)
         tiles = widen(load_tiles(row, columns, K, stride_k, kept))
         _, part, part_shift = softmax(tiles, potential)
         total, shift = merge(total, shift, part.to(tl.float64), part_shift, wide)
-    if wide:
-        return shift + tl.log(total)
-    dead = shift <= scale * (0.5 * FLOOR)
-    return tl.where(dead, float("-inf"), (shift + tl.log2(total.to(tl.float32))) * LOG2)
+    return logsumexp_of(total.to(hi.dtype.element_ty), shift)

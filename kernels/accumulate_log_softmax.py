@@ -12,21 +12,9 @@ from torch import Tensor
 from torch.library import triton_op
 
 from selavi.kernels._launch import ceil_div, fits, launch, row_tiles
-from selavi.kernels._tiles import columns_of, load_tiles, merge, row_max, row_sum
+from selavi.kernels._tiles import columns_of, finite_shift, load_tiles, merge, row_max, row_sum, widen
 
 _VIEWS = 4
-
-
-@triton.jit
-def compute_type(tiles):
-    """float64 as it is, all else in float32; -inf stays."""
-    wide = ()
-    for i in tl.static_range(len(tiles)):
-        if tiles[i].dtype == tl.float64:
-            wide = wide + (tiles[i],)
-        else:
-            wide = wide + (tiles[i].to(tl.float32),)
-    return wide
 
 
 @triton.jit
@@ -36,7 +24,7 @@ def row_parts(tiles, columns, K):
     for i in tl.static_range(len(tiles)):
         x = x + (tl.where((columns[i] < K)[None, :], tiles[i], float("-inf")),)
     top = row_max(x)
-    anchor = tl.where(top == float("-inf"), 0.0, top)
+    anchor = finite_shift(top)
     exponentials = ()
     for i in tl.static_range(len(x)):
         exponentials = exponentials + (tl.exp(x[i] - anchor[:, None]),)
@@ -48,9 +36,8 @@ def add_term(sums, tiles, weight, top, log_total):
     """sums + weight * (x - top - log_total); nothing where the weight is 0."""
     new = ()
     for i in tl.static_range(len(sums)):
-        kind: tl.constexpr = sums[i].dtype
         term = (tiles[i] - top[:, None]) - log_total[:, None]
-        product = weight.to(kind)[:, None] * term.to(kind)
+        product = weight.to(sums[i].dtype)[:, None] * term.to(sums[i].dtype)
         new = new + (tl.where((weight != 0)[:, None], sums[i] + product, sums[i]),)
     return new
 
@@ -67,8 +54,10 @@ def add_to_store(row, stride_k, columns, K, kept, sums):
 @triton.jit
 def view_weight(weight, m, b, B, kept, WEIGHTED: tl.constexpr, ALL: tl.constexpr):
     if WEIGHTED:
-        return tl.load(weight + m * B + b, mask=kept, other=0.0)
-    return tl.where(kept, tl.full(b.shape, 1.0 / ALL, tl.float64), 0.0)
+        w = tl.load(weight + m * B + b, mask=kept, other=0.0)
+    else:
+        w = tl.where(kept, tl.full(b.shape, 1.0 / ALL, tl.float64), 0.0)
+    return w
 
 
 @triton.jit
@@ -96,14 +85,14 @@ def accumulate_kernel(
         for m in tl.static_range(VIEWS):
             w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
             row = views[m] + h * strides_h[m] + b * strides_b[m]
-            top = tl.full((BLOCK_M,), float("-inf"), tl.float64)
+            high = tl.full((BLOCK_M,), float("-inf"), tl.float64)
             total = tl.zeros((BLOCK_M,), tl.float64)
             for start in range(0, K, FIRST):
                 here = (start + columns[0],)
-                tiles = compute_type(load_tiles(row, here, K, strides_k[m], w != 0))
-                part_top, part = row_parts(tiles, here, K)
-                total, top = merge(total, top, part.to(tl.float64), part_top.to(tl.float64), True)
-            tops = tops + (top,)
+                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0))
+                top, part = row_parts(tiles, here, K)
+                total, high = merge(total, high, part.to(tl.float64), top.to(tl.float64), True)
+            tops = tops + (high,)
             logs = logs + (tl.log(total),)
         for start in range(0, K, FIRST):
             here = (start + columns[0],)
@@ -111,9 +100,9 @@ def accumulate_kernel(
             for m in tl.static_range(VIEWS):
                 w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
                 row = views[m] + h * strides_h[m] + b * strides_b[m]
-                tiles = compute_type(load_tiles(row, here, K, strides_k[m], w != 0))
-                top = tops[m].to(tiles[0].dtype)
-                sums = add_term(sums, tiles, w, top, logs[m].to(tiles[0].dtype))
+                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0))
+                z = logs[m].to(tiles[0].dtype)
+                sums = add_term(sums, tiles, w, tops[m].to(tiles[0].dtype), z)
             add_to_store(target, store_k, here, K, kept, sums)
     else:
         sums = ()
@@ -122,7 +111,7 @@ def accumulate_kernel(
         for m in tl.static_range(VIEWS):
             w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
             row = views[m] + h * strides_h[m] + b * strides_b[m]
-            tiles = compute_type(load_tiles(row, columns, K, strides_k[m], w != 0))
+            tiles = widen(load_tiles(row, columns, K, strides_k[m], w != 0))
             top, total = row_parts(tiles, columns, K)
             sums = add_term(sums, tiles, w, top, tl.log(total))
         add_to_store(target, store_k, columns, K, kept, sums)

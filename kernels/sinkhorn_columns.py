@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.library import triton_op
 
 from selavi.kernels._launch import ceil_div, launch, power_above, rows_a_chunk
-from selavi.kernels._tiles import LOG2_E, load_tiles
+from selavi.kernels._tiles import LOG2_E, finite_shift, load_tiles
 
 
 @triton.jit
@@ -34,7 +34,7 @@ def column_logsumexp_kernel(
         stored = load_tiles(row, (columns,), K, stride_k, kept)
         x = stored[0].to(tl.float64) * scale + offset[:, None]
         top = tl.maximum(shift, tl.max(x, 0))
-        anchor = tl.where(top == float("-inf"), 0.0, top)
+        anchor = finite_shift(top)
         if wide:
             part_sum = tl.sum(tl.exp(x - anchor[None, :]), 0)
         else:

@@ -27,9 +27,9 @@ def factor(row, hi, lo, scales, b, first_column, K, stride_k, c, z, WIDTH: tl.co
     exponentials, rest = shares(tiles, potential, z)
     root = tl.where(c != 0, tl.sqrt(c) * rest, 0.0).to(exponentials[0].dtype)
     product = exponentials[0] * root[:, None]
-    if hi.dtype.element_ty == tl.float64:
-        return product
-    return product.to(tl.bfloat16)
+    if hi.dtype.element_ty != tl.float64:
+        product = product.to(tl.bfloat16)
+    return product
 
 
 @triton.jit
@@ -73,10 +73,9 @@ def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     double = log_p.dtype == torch.float64
     potential = split_potential(v[:, None], lam, log_p.dtype)
     logsumexp, _ = row_logsumexp(log_p, potential, row_marginal)
-    # An accumulator of 128 x 128 is 64 registers of 8 warps' threads, as are the two factors'
-    # 64 x 128 in float32.
+    # An accumulator of 128 x 128 is 64 registers of 8 warps' threads, a factor of 32 x 128 is 16.
     width = min(32 if double else 128, max(16, power_above(columns)))
-    block_m = 32 if double else 64
+    block_m = 32
     blocks = ceil_div(columns, width)
     chunks = ceil_div(_PROGRAMS, max(1, problems * blocks * (blocks + 1) // 2))
     chunk = block_m * ceil_div(ceil_div(rows, chunks), block_m)

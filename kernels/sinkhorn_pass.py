@@ -53,9 +53,11 @@ def split_potential_kernel(v, lam, hi, lo, scales, candidates, K, BLOCK_K: tl.co
     bits = tl.maximum(largest, 1.0).to(tl.int64, bitcast=True)
     exponent = ((bits + ((1 << 52) - 1)) >> 52) - 23
     quantum = (exponent << 52).to(tl.float64, bitcast=True)
-    scale_hi = scale.to(tl.float32).to(tl.float64)
+    # 24 bits of the scale, so that the rest is not negative.
+    bits = scale.to(tl.int64, bitcast=True)
+    scale_hi = ((bits >> 29) << 29).to(tl.float64, bitcast=True)
     tl.store(scales + 3 * problem, scale_hi)
-    tl.store(scales + 3 * problem + 1, scale - scale_hi)
+    tl.store(scales + 3 * problem + 1, tl.maximum(scale - scale_hi, 1e-30))
     tl.store(scales + 3 * problem + 2, quantum)
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
@@ -97,9 +99,9 @@ def whole_rows_kernel(
             next_c = tl.load(weight + rows, mask=rows < end, other=0.0)
             ahead = load_tiles(row, columns, K, stride_k, next_c != 0)
             exponentials, total, shift = softmax(widen(stored), potential)
-            share = share_of(c, total, shift, potential)
+            share = share_of(c, total)
             masses = add_weighted(masses, exponentials, share)
-            logsumexp = logsumexp_of(total, shift, potential)
+            logsumexp = logsumexp_of(total, shift)
             values += tl.where(c != 0, c * logsumexp, 0.0)
             c = next_c
             stored = ahead
@@ -225,9 +227,10 @@ def row_logsumexp(
 ) -> tuple[Tensor, Tensor]:
     """Z (B, S, N), undefined where c is 0, and parts (B, S, P) of sum_i c_i Z_i."""
     (problems, rows, columns), candidates = log_p.shape, potential.hi.shape[1]
-    # Nothing is kept from block to block: 32 numbers a thread, 16 in float64.
-    block_k = min(2048, power_above(columns))
-    block_m = max(1, (512 if log_p.dtype == torch.float64 else 1024) // block_k)
+    # 16 numbers a thread, 8 in float64.
+    a_warp = 256 if log_p.dtype == torch.float64 else 512
+    block_k = min(4 * a_warp, power_above(columns))
+    block_m = max(1, a_warp // block_k)
     parts = ceil_div(rows, block_m)
     logsumexp = row_marginal.new_empty(problems, candidates, rows)
     value_parts = row_marginal.new_empty(problems, candidates, parts)
@@ -235,7 +238,7 @@ def row_logsumexp(
         row_logsumexp_kernel, problems * parts,
         log_p, *log_p.stride(), *potential, row_marginal, logsumexp, value_parts,
         rows, columns, candidates, parts,
-        BLOCK_M=block_m, BLOCK_K=block_k, num_warps=max(1, block_k // 512),
+        BLOCK_M=block_m, BLOCK_K=block_k, num_warps=max(1, block_k // a_warp),
     )  # fmt: skip
     return logsumexp, value_parts
 

@@ -10,13 +10,13 @@ from selavi.kernels._launch import ceil_div, fits, launch, power_above, row_tile
 from selavi.kernels._tiles import (
     LOG2_E,
     columns_of,
+    finite_shift,
     load_potential,
     load_tiles,
     merge,
     online_logsumexp,
     share_of,
     shares,
-    shrink,
     softmax,
     widen,
 )
@@ -47,7 +47,7 @@ def labels_kernel(
         x = tl.fma(wide_tile, zeros + scale, zeros) + potential[None, :]
         top, where = tl.max(x, 1, return_indices=True, return_indices_tie_break_left=True)
         label = tl.where(top > shift, start + where.to(tl.int64), label)
-        anchor = tl.where(top == float("-inf"), 0.0, top)
+        anchor = finite_shift(top)
         part = tl.sum(exponential(x - anchor[:, None], wide), 1).to(tl.float64)
         total, shift = merge(total, shift, part, top, True)
     tl.store(labels + b * N + rows, label, mask=rows < N)
@@ -59,8 +59,10 @@ def labels_kernel(
 @triton.jit
 def exponential(x, wide: tl.constexpr):
     if wide:
-        return tl.exp(x)
-    return tl.exp2((x * LOG2_E).to(tl.float32))
+        exponentials = tl.exp(x)
+    else:
+        exponentials = tl.exp2((x * LOG2_E).to(tl.float32))
+    return exponentials
 
 
 @triton.jit
@@ -83,8 +85,8 @@ def whole_rows_plan_kernel(
     potential = load_potential(hi, lo, scales, b, columns, K)
     row = log_p + b * stride_b + rows * stride_n
     tiles = widen(load_tiles(row, columns, K, stride_k, c != 0))
-    exponentials, total, shift = softmax(tiles, potential)
-    share = share_of(c, total, shift, potential)
+    exponentials, total, _ = softmax(tiles, potential)
+    share = share_of(c, total)
     store_plan(plan + (b * N + rows) * K, columns, K, rows < N, exponentials, share)
 
 
@@ -114,14 +116,14 @@ def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: Tensor) -> tuple[Tensor, Tens
     problems, rows, columns = log_p.shape
     labels = v.new_empty(problems, rows, dtype=torch.int64)
     logsumexp, confidence = v.new_empty(problems, rows), v.new_empty(problems, rows)
-    # 16 float64 numbers a thread: nothing but they and their exponentials is held.
-    block_k = min(2048, max(16, power_above(columns)))
-    block_m = max(1, 512 // block_k)
+    # 8 float64 numbers a thread.
+    block_k = min(1024, max(16, power_above(columns)))
+    block_m = max(1, 256 // block_k)
     parts = ceil_div(rows, block_m)
     launch(
         labels_kernel, problems * parts,
         log_p, *log_p.stride(), v, lam, labels, logsumexp, confidence, rows, columns, parts,
-        BLOCK_M=block_m, BLOCK_K=block_k, num_warps=max(1, block_k // 512),
+        BLOCK_M=block_m, BLOCK_K=block_k, num_warps=max(1, block_k // 256),
     )  # fmt: skip
     return labels, logsumexp, confidence
 
