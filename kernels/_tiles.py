@@ -40,8 +40,11 @@ def load_columns(pointer, columns, K, other):
 
 
 @triton.jit
-def load_tiles(row, columns, K, stride_k, kept):
-    """As stored, the rows that start at `row` (BLOCK_M pointers); 0 where not kept and beyond K."""
+def load_tiles(row, columns, K, stride_k, kept, other):
+    """As stored, the rows that start at `row` (BLOCK_M pointers), `other` if not kept or beyond K.
+
+    0 keeps a row's softmax finite, -inf makes its exponentials 0 whatever its logsumexp is.
+    """
     tiles = ()
     for i in tl.static_range(len(columns)):
         pointer = row[:, None] + (columns[i].to(tl.int64) * stride_k)[None, :]
@@ -49,7 +52,7 @@ def load_tiles(row, columns, K, stride_k, kept):
             mask = tl.broadcast_to(kept[:, None], pointer.shape)
         else:
             mask = kept[:, None] & (columns[i] < K)[None, :]
-        tiles = tiles + (tl.load(pointer, mask=mask, other=0.0),)
+        tiles = tiles + (tl.load(pointer, mask=mask, other=other),)
     return tiles
 
 
@@ -289,7 +292,7 @@ def online_logsumexp(row, hi, lo, scales, problem, K, stride_k, kept, BLOCK_K: t
     for start in range(0, K, BLOCK_K):
         columns = (start + tl.arange(0, BLOCK_K),)
         potential = load_potential(hi, lo, scales, problem, columns, K)
-        tiles = widen(load_tiles(row, columns, K, stride_k, kept))
+        tiles = widen(load_tiles(row, columns, K, stride_k, kept, 0.0))
         _, part, part_shift = softmax(tiles, potential)
         total, shift = merge(total, shift, part.to(tl.float64), part_shift, wide)
     return logsumexp_of(total.to(hi.dtype.element_ty), shift)

@@ -12,7 +12,15 @@ from torch import Tensor
 from torch.library import triton_op
 
 from selavi.kernels._launch import ceil_div, fits, launch, row_tiles
-from selavi.kernels._tiles import columns_of, finite_shift, load_tiles, merge, row_max, row_sum, widen
+from selavi.kernels._tiles import (
+    columns_of,
+    finite_shift,
+    load_tiles,
+    merge,
+    row_max,
+    row_sum,
+    widen,
+)
 
 _VIEWS = 4
 
@@ -89,7 +97,7 @@ def accumulate_kernel(
             total = tl.zeros((BLOCK_M,), tl.float64)
             for start in range(0, K, FIRST):
                 here = (start + columns[0],)
-                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0))
+                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0, 0.0))
                 top, part = row_parts(tiles, here, K)
                 total, high = merge(total, high, part.to(tl.float64), top.to(tl.float64), True)
             tops = tops + (high,)
@@ -100,7 +108,7 @@ def accumulate_kernel(
             for m in tl.static_range(VIEWS):
                 w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
                 row = views[m] + h * strides_h[m] + b * strides_b[m]
-                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0))
+                tiles = widen(load_tiles(row, here, K, strides_k[m], w != 0, 0.0))
                 z = logs[m].to(tiles[0].dtype)
                 sums = add_term(sums, tiles, w, tops[m].to(tiles[0].dtype), z)
             add_to_store(target, store_k, here, K, kept, sums)
@@ -111,7 +119,7 @@ def accumulate_kernel(
         for m in tl.static_range(VIEWS):
             w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
             row = views[m] + h * strides_h[m] + b * strides_b[m]
-            tiles = widen(load_tiles(row, columns, K, strides_k[m], w != 0))
+            tiles = widen(load_tiles(row, columns, K, strides_k[m], w != 0, 0.0))
             top, total = row_parts(tiles, columns, K)
             sums = add_term(sums, tiles, w, top, tl.log(total))
         add_to_store(target, store_k, columns, K, kept, sums)

@@ -31,7 +31,7 @@ def column_logsumexp_kernel(
         offset = tl.load(u + b * N + rows, mask=rows < last, other=float("-inf"))
         kept = offset != float("-inf")  # the entries of a row that is skipped are 0
         row = log_p + b * stride_b + rows.to(tl.int64) * stride_n
-        stored = load_tiles(row, (columns,), K, stride_k, kept)
+        stored = load_tiles(row, (columns,), K, stride_k, kept, 0.0)
         x = stored[0].to(tl.float64) * scale + offset[:, None]
         top = tl.maximum(shift, tl.max(x, 0))
         anchor = finite_shift(top)

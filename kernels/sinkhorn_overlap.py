@@ -1,8 +1,8 @@
-"""The columns' overlaps sum_i c_i pi_i pi_i^T: a product of matrices whose entries are made on chip.
+"""The columns' overlaps sum_i c_i pi_i pi_i^T: a matrix product whose factors are made on chip.
 
-The rows' logsumexp is one read. Then a program takes a pair of column blocks and a part of the rows,
-makes both blocks of sqrt(c_i) pi_i in bfloat16 (float64 for float64) and sums their product in
-float32. Only pairs with i <= j are made. The parts are summed in float64.
+The rows' logsumexp is one read. Then a program takes a pair of column blocks and a part of the
+rows, makes both blocks of sqrt(c_i) pi_i in bfloat16 (float64 for float64) and sums their product
+in float32. Only pairs with i <= j are made. The parts are summed in float64.
 """
 
 import torch
@@ -23,7 +23,7 @@ def factor(row, hi, lo, scales, b, first_column, K, stride_k, c, z, WIDTH: tl.co
     """sqrt(c_i) pi_ik of a block of columns."""
     columns = (first_column + tl.arange(0, WIDTH),)
     potential = load_potential(hi, lo, scales, b, columns, K)
-    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0))
+    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, float("-inf")))
     exponentials, rest = shares(tiles, potential, z)
     root = tl.where(c != 0, tl.sqrt(c) * rest, 0.0).to(exponentials[0].dtype)
     product = exponentials[0] * root[:, None]

@@ -92,12 +92,12 @@ def whole_rows_kernel(
         rows = first + tl.arange(0, BLOCK_M)
         c = tl.load(weight + rows, mask=rows < end, other=0.0)
         row = log_p + rows.to(tl.int64) * stride_n
-        stored = load_tiles(row, columns, K, stride_k, c != 0)
+        stored = load_tiles(row, columns, K, stride_k, c != 0, 0.0)
         for _ in range(first, end, BLOCK_M):
             rows += BLOCK_M
             row = log_p + rows.to(tl.int64) * stride_n
             next_c = tl.load(weight + rows, mask=rows < end, other=0.0)
-            ahead = load_tiles(row, columns, K, stride_k, next_c != 0)
+            ahead = load_tiles(row, columns, K, stride_k, next_c != 0, 0.0)
             exponentials, total, shift = softmax(widen(stored), potential)
             share = share_of(c, total)
             masses = add_weighted(masses, exponentials, share)
@@ -156,7 +156,7 @@ def column_blocks_kernel(
             rows = start + tl.arange(0, BLOCK_M)
             c = tl.load(weight + rows, mask=rows < end, other=0.0)
             row = log_p + rows.to(tl.int64) * stride_n
-            tiles = widen(load_tiles(row, columns, K, stride_k, c != 0))
+            tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, float("-inf")))
             z = tl.load(logsumexp + problem * N + rows, mask=c != 0, other=0.0)
             exponentials, factor = shares(tiles, potential, z)
             share = tl.where(c != 0, c * factor, 0.0).to(hi.dtype.element_ty)
@@ -288,12 +288,13 @@ def _evaluate(
     mass, value = torch.empty_like(v), v.new_empty(problems, candidates)
     next_v = mass if log_target is None else torch.empty_like(v)
     parts = _parts(log_p, split_potential(v, lam, log_p.dtype), row_marginal)
-    blocks = ceil_div(columns, 32)
+    block_k = 32 if columns <= 2048 else 256  # narrow where problems are few, for more programs
+    blocks = ceil_div(columns, block_k)
     launch(
         sum_parts_kernel, problems * candidates * blocks,
         *parts, v, v if log_target is None else log_target, mass, value, next_v,
         columns, parts[0].shape[2], parts[1].shape[2], blocks,
-        UPDATE=log_target is not None, BLOCK_P=64, BLOCK_K=32, num_warps=4,
+        UPDATE=log_target is not None, BLOCK_P=2048 // block_k, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
     return mass, value, next_v
 

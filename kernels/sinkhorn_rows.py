@@ -40,7 +40,7 @@ def labels_kernel(
     for start in range(0, K, BLOCK_K):
         columns = start + tl.arange(0, BLOCK_K)
         potential = tl.load(v + b * K + columns, mask=columns < K, other=float("-inf"))
-        stored = load_tiles(row, (columns,), K, stride_k, rows < N)
+        stored = load_tiles(row, (columns,), K, stride_k, rows < N, 0.0)
         # The product is rounded before the sum: an fma with 0 that no compiler merges into one.
         wide_tile = stored[0].to(tl.float64)
         zeros = tl.zeros((BLOCK_M, BLOCK_K), tl.float64)
@@ -84,7 +84,7 @@ def whole_rows_plan_kernel(
     columns = columns_of(FIRST, SECOND)
     potential = load_potential(hi, lo, scales, b, columns, K)
     row = log_p + b * stride_b + rows * stride_n
-    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0))
+    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, 0.0))
     exponentials, total, _ = softmax(tiles, potential)
     share = share_of(c, total)
     store_plan(plan + (b * N + rows) * K, columns, K, rows < N, exponentials, share)
@@ -104,7 +104,7 @@ def long_rows_plan_kernel(
     for start in range(0, K, BLOCK_K):
         columns = (start + tl.arange(0, BLOCK_K),)
         potential = load_potential(hi, lo, scales, b, columns, K)
-        tiles = widen(load_tiles(row, columns, K, stride_k, c != 0))
+        tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, 0.0))
         exponentials, factor = shares(tiles, potential, z)
         share = (c * factor).to(hi.dtype.element_ty)
         store_plan(plan + (b * N + rows) * K, columns, K, rows < N, exponentials, share)

@@ -31,6 +31,16 @@ class Launch:
     arguments: tuple[Any, ...]
     options: dict[str, Any]
 
+    def key(self) -> str:
+        """The same for launches that are compiled alike."""
+        kinds = [
+            argument.dtype
+            if isinstance(argument, torch.Tensor)
+            else (argument == 1, argument % 16 == 0, argument < 2**31)
+            for argument in self.arguments
+        ]
+        return f"{self.kernel.__name__} {kinds} {self.options}"
+
     def compile(self, architecture: int) -> Any:
         """By the path of JITFunction.run, but for a GPU that is named and not found."""
         target = GPUTarget("cuda", architecture, 32)
