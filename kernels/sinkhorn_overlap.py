@@ -75,7 +75,7 @@ def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     logsumexp, _ = row_logsumexp(log_p, potential, row_marginal)
     # An accumulator of 128 x 128 is 64 registers of 8 warps' threads, a factor of 32 x 128 is 16.
     width = min(32 if double else 128, max(16, power_above(columns)))
-    block_m = 32
+    block_m = 16 if double else 32
     blocks = ceil_div(columns, width)
     chunks = ceil_div(_PROGRAMS, max(1, problems * blocks * (blocks + 1) // 2))
     chunk = block_m * ceil_div(ceil_div(rows, chunks), block_m)

@@ -61,18 +61,39 @@ class Launch:
 @dataclass(frozen=True)
 class Resources:
     registers: int
-    stack: int  # bytes a thread; a spill needs some
     shared: int
+    stack: int  # bytes a thread; a spill needs some
+    spills: float  # the largest share that loads and stores of spills have in a loop's instructions
 
     @classmethod
     def of(cls, compiled: Any) -> "Resources":
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            command = [TOOLS / "cuobjdump", "-res-usage", file.name]
-            text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        usage = dict(re.findall(r"(REG|STACK):(\d+)", text))
-        return cls(int(usage["REG"]), int(usage["STACK"]), compiled.metadata.shared)
+        usage = dict(re.findall(r"(REG|STACK):(\d+)", disassemble(compiled, "-res-usage")))
+        stack = int(usage["STACK"])
+        spills = spills_in_loops(disassemble(compiled, "-sass")) if stack else 0.0
+        return cls(int(usage["REG"]), compiled.metadata.shared, stack, spills)
+
+
+def disassemble(compiled: Any, what: str) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [TOOLS / "cuobjdump", what, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def spills_in_loops(sass: str) -> float:
+    """A loop is what a jump backward spans (not to itself: that ends a kernel)."""
+    code = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass)
+    ]
+    shares = [0.0]
+    for address, text in code:
+        jump = re.search(r"\bBRA.* 0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < address:
+            loop = [t for at, t in code if int(jump[1], 16) <= at <= address]
+            shares.append(sum(bool(re.search(r"\b(LDL|STL)", t)) for t in loop) / len(loop))
+    return max(shares)
 
 
 @contextmanager
