@@ -139,9 +139,9 @@ def sinkhorn(
             rank. An iteration costs one broadcast and one all-reduce of K numbers a problem;
             newton's of up to 7 K, and an all-reduce of its K x K Hessian. Every rank gets the same
             potentials, and the labels of its rows. There is no gradient over a group.
-        backend: "torch" (the definition, float64), "cpu" (compiled), "numpy" (compiled plainly, on
-            one thread; no bfloat16), or "auto": "cpu" for a tensor on the CPU where it was built,
-            else "torch". See `selavi.ops.backends`.
+        backend: "torch" (the definition, float64, anywhere), "cpu" (compiled), "numpy" (compiled
+            plainly, on one thread; no bfloat16), "cuda", "triton" (a GPU's tensors), or "auto": the
+            fastest that can run where log_p is. See `selavi.ops.backends`.
 
     Raises:
         ValueError: NaN or +inf in log_p, a row or column that is -inf throughout, a marginal of the
