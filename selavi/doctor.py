@@ -36,10 +36,11 @@ def report() -> Iterator[str]:
     yield ""
     yield 'what backend="auto" takes'
     yield f"  on the CPU: {'cpu' if states['cpu'] == 'available' else 'torch'}"
-    yield from (f"  on a GPU:   {line}" for line in _on_gpu())
+    yield from (f"  on a GPU:   {line}" for line in on_gpu())
 
 
-def _on_gpu() -> Iterator[str]:
+def on_gpu() -> Iterator[str]:
+    """What "auto" takes there, line by line."""
     usable = _library.usable_on_gpu() if torch.cuda.is_available() else []
     if not torch.cuda.is_available():
         yield "there is none"
