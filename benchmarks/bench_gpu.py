@@ -81,8 +81,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def usable(request: pytest.FixtureRequest) -> None:
+def usable(request: pytest.FixtureRequest, device: str) -> None:
     """A backend that cannot run is skipped, and its rows say "not run"."""
+    if device == "cpu" and request.config.getoption("--size") == "full":
+        pytest.skip("on a CPU its times say nothing")
     method = request.node.callspec.params.get("method")
     if method in (*BACKENDS["cuda"], *BACKENDS["cpu"]) and backends()[method] != "available":
         pytest.skip(f"backend {method} is {backends()[method]}")

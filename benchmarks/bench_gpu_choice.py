@@ -13,7 +13,7 @@ from torch import Tensor
 
 import bench_gpu
 import families
-from bench_gpu import LAM, against, usable  # noqa: F401
+from bench_gpu import against, usable  # noqa: F401
 from measure import copies, record
 from selavi.ops import _definition
 from selavi.ops._choice import PRIMITIVES
@@ -32,9 +32,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _arguments(primitive: str, log_p: Tensor, v: Tensor) -> tuple[Any, ...]:
-    """Of the primitive, on log_p (B, N, K) and v (B, K)."""
+    """Of the primitive, on log_p (B, N, K) and v (B, K); lam is 1, so that no column starves."""
     problems, n, k = log_p.shape
-    c, lam = v.new_full((problems, n), 1 / n), v.new_full((problems,), LAM)
+    c, lam = v.new_full((problems, n), 1 / n), torch.ones_like(v[:, 0])
     if primitive == "accumulate_log_softmax_":
         store = torch.zeros(problems, STORE_ROWS * n, k, device=log_p.device)
         return store, [log_p, log_p], torch.arange(n, device=log_p.device) * STORE_ROWS, None

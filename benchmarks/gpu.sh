@@ -27,6 +27,10 @@ assert torch.cuda.is_available(), "torch.cuda.is_available() is False"
 print("{}.{}".format(*torch.cuda.get_device_capability()))' 2>"$logs/torch.txt") ||
     none "$(tail -n 1 "$logs/torch.txt")"
 export PYTHONPATH=$PWD TORCH_CUDA_ARCH_LIST=$capability SELAVI_BUILD_CUDA=1
+if [[ ! -e selavi/kernels ]]; then # where an installation would put it
+    ln -s ../kernels selavi/kernels
+    trap 'rm selavi/kernels' EXIT
+fi
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 
 rm -f "$logs"/*.json "$logs/steps.txt"
@@ -46,6 +50,7 @@ step() {
 
 build() {
     "$PYTHON" setup.py build_ext --inplace && "$PYTHON" -c '
+import selavi.kernels
 from selavi.ops import backends
 states = backends()
 print(states)
@@ -55,10 +60,12 @@ assert states["cuda"] == states["triton"] == "available"'
 some_passed() { awk '{ print } / passed/ { found = 1 } END { exit !found }'; }
 tests() { "$PYTHON" -m pytest -q -rs -p no:cacheprovider tests/ops "$@" | some_passed; }
 sanitized() {
-    local tool=$1
+    local tool=$1 options=()
     shift
+    # torch probes for what a driver lacks: calls that fail are its affair.
+    [[ $tool != memcheck ]] || options=(--report-api-errors no)
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-        "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops "$@" | some_passed
+        "${options[@]}" "$PYTHON" -m pytest -q -p no:cacheprovider tests/ops "$@" | some_passed
 }
 export -f build some_passed tests sanitized
 
@@ -67,17 +74,17 @@ step build 150 build
 # Tests and sanitizers at once: no times are taken here. A test's id names its backend; those that
 # compare all backends are CUDA's. Matrices of more than 2^31 entries have a process of their own.
 workers=()
-"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 4)
+"$PYTHON" -c 'import xdist' 2>/dev/null && workers=(-n 6)
 small="(primitives_match_definition and not any_shape and (contiguous or strided)
     or dead_columns or long_rows or ties_go or weight_zero)"
 small=${small//$'\n'/ }
-step tests-cuda 120 tests -k "(cuda or backends_agree) and not 32_bits" "${workers[@]}" &
-step tests-triton 120 tests -k "triton and not 32_bits" "${workers[@]}" &
-step tests-large 120 tests -k "32_bits" &
+step tests-cuda 150 tests -k "(cuda or backends_agree) and not 32_bits" "${workers[@]}" &
+step tests-triton 150 tests -k "triton and not 32_bits" "${workers[@]}" &
+step tests-large 150 tests -k "32_bits" &
 for tool in memcheck racecheck; do
     if command -v compute-sanitizer >/dev/null; then
-        step "$tool-cuda" 120 sanitized "$tool" -k "cuda and $small" &
-        step "$tool-triton" 120 sanitized "$tool" -k "triton and $small" &
+        step "$tool-cuda" 150 sanitized "$tool" -k "cuda and $small" &
+        step "$tool-triton" 150 sanitized "$tool" -k "triton and $small" &
     else
         said "$tool" 0 "not run: compute-sanitizer is not installed"
     fi

@@ -43,7 +43,7 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _usable(request: pytest.FixtureRequest) -> str:
     """The backend of a parameter; where it cannot run here, the test is skipped and says why."""
-    state = backends().get(request.param, "not in this version")
+    state = backends()[request.param]
     if state != "available":
         pytest.skip(f"backend {request.param} is {state}")
     numpy = request.param == "numpy" and "dtype" in request.fixturenames

@@ -4,7 +4,6 @@ Import `sinkhorn` and the others from here instead of from selavi.ops. For a bac
 are the operators themselves. Layouts move as they are, gaps included, and gradients pass through.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +14,7 @@ import selavi.ops
 from selavi.ops import _library
 from selavi.ops.compat import dino, swav
 
-
-def device_of(backend: str) -> str:
-    """Where a backend runs; Triton's interpreter on the CPU."""
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    return "cuda" if backend == "cuda" or (backend == "triton" and not interpreted) else "cpu"
+device_of = _library._device_of
 
 
 def move(value: Any, device: str) -> Any:
