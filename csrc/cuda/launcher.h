@@ -40,9 +40,11 @@ class Launcher {
     stream_ = static_cast<cudaStream_t>(stream);
   }
 
+  // Of no blocks: nothing.
   template <typename... Parameters, typename... Arguments>
   void launch(const char* name, const Geometry& geometry, void (*kernel)(Parameters...),
               const Arguments&... arguments) {
+    if (geometry.grid.x == 0) return;
     if (geometry.shared > kSharedWithoutAsking) {
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -75,10 +75,10 @@ void launch_merge(Launcher& launcher, const PassArguments<Storage>& arguments,
                   const PassPartials<Sum>& partials, double* mass, double* value) {
   const int64_t blocks =
       arguments.log_p.problems * arguments.candidates * ceil_div(arguments.log_p.columns, kWarp);
-  launcher.launch("sinkhorn_pass (merge)",
-                  {blocks_of(blocks), kWarp * kMergeSlices,
-                   sizeof(double) * kMergeSlices * (kWarp + 1)},
-                  merge_kernel<Storage, Sum>, arguments, partials, mass, value);
+  launcher.launch(
+      "sinkhorn_pass (merge)",
+      {blocks_of(blocks), kWarp * kMergeSlices, sizeof(double) * kMergeSlices * (kWarp + 1)},
+      merge_kernel<Storage, Sum>, arguments, partials, mass, value);
 }
 
 }  // namespace selavi::cuda

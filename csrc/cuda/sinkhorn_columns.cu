@@ -18,12 +18,11 @@ Tensor sinkhorn_column_logsumexp(const Tensor& log_p, const Tensor& u, const Ten
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Launcher launcher(log_p);
   Tensor merged = torch::stable::new_empty(u, {problems, columns});
-  if (problems * columns == 0) return merged;
   const int64_t chunks = std::clamp(ceil_div(n, kChunkRows), int64_t{1}, kMostChunks);
   auto* const partial = launcher.allocate<RunningSum>(problems * chunks * columns);
   const auto geometry = [&](int64_t tasks) {
-    return Geometry{blocks_of(tile_blocks(problems, columns, tasks)),
-                    kTileThreads, kTileThreads * sizeof(RunningSum)};
+    return Geometry{blocks_of(tile_blocks(problems, columns, tasks)), kTileThreads,
+                    kTileThreads * sizeof(RunningSum)};
   };
   dispatch_floating(log_p, "log_p", [&](auto tag) {
     using Storage = typename decltype(tag)::type;

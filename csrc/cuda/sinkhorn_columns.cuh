@@ -17,17 +17,15 @@ struct RunningSum {
   template <typename Storage>
   __device__ void rise(double top) {
     if (!(top > shift)) return;
-    sum = shift > -infinity() ? sum * exponential<Storage>(shift - top) : 0.0;
+    sum *= shift > -infinity() ? exponential<Storage>(shift - top) : 0.0;  // NaN stays
     shift = top;
   }
   __device__ double finite_shift() const { return shift > -infinity() ? shift : 0.0; }
 };
 
-// NaN in `other` is kept.
 __device__ __forceinline__ void merge(RunningSum* into, const RunningSum& other) {
   into->rise<double>(other.shift);
   into->sum += other.sum * exp(other.shift - into->finite_shift());
-  if (!(other.sum == other.sum)) into->sum = other.sum;
 }
 
 // partial (B, chunks, K). Blocks: those of ColumnTile.

@@ -107,11 +107,10 @@ void pass_in_two_reads(Launcher& launcher, const PassArguments<Storage>& argumen
                     {rows(1), kGeneralThreads, row_shared_bytes<kGeneralThreads / kWarp>()},
                     row_logsumexp_kernel<Storage, kGeneralThreads / kWarp>, arguments, logsumexp);
   }
-  launcher.launch(
-      "sinkhorn_pass (columns)",
-      {blocks_of(tile_blocks(log_p.problems, log_p.columns, partials.chunks)),
-       kTileThreads, sizeof(double) * (kTileThreads + kTileGroups)},
-      column_sums_kernel<Storage>, arguments, logsumexp, partials);
+  launcher.launch("sinkhorn_pass (columns)",
+                  {blocks_of(tile_blocks(log_p.problems, log_p.columns, partials.chunks)),
+                   kTileThreads, sizeof(double) * (kTileThreads + kTileGroups)},
+                  column_sums_kernel<Storage>, arguments, logsumexp, partials);
   launch_merge(launcher, arguments, partials, mass, value);
 }
 

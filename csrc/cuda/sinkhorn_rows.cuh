@@ -72,10 +72,9 @@ void launch_rows(Launcher& launcher, const char* name, const Matrices<Storage>& 
                  void (*wide)(Matrices<Storage>, Parameters...), const Arguments&... arguments) {
   const bool is_wide = log_p.columns > kNarrowRow;
   const int64_t blocks = log_p.problems * ceil_div(log_p.rows, is_wide ? 1 : kWideWarps);
-  if (blocks == 0) return;
   const size_t shared = is_wide ? row_shared_bytes<kWideWarps>() : 0;
-  launcher.launch(name, {blocks_of(blocks), kRowThreads, shared},
-                  is_wide ? wide : narrow, log_p, arguments...);
+  launcher.launch(name, {blocks_of(blocks), kRowThreads, shared}, is_wide ? wide : narrow, log_p,
+                  arguments...);
 }
 
 }  // namespace selavi::cuda

@@ -7,7 +7,7 @@ import pytest
 
 from selavi.ops import backends
 from tests.cuda import emulated
-from tests.ops.conftest import dtype, layout, poisoned_memory  # noqa: F401
+from tests.ops.conftest import compiled, dtype, layout, poisoned_memory  # noqa: F401
 
 
 @pytest.fixture(scope="session")

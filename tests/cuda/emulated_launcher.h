@@ -22,6 +22,7 @@ class Launcher {
   template <typename... Parameters, typename... Arguments>
   void launch(const char* name, const Geometry& geometry, void (*kernel)(Parameters...),
               const Arguments&... arguments) {
+    if (geometry.grid.x == 0) return;
     if (std::getenv("SELAVI_EMULATOR_TRACE") != nullptr) {
       std::fprintf(stderr, "%s: grid (%u, %u, %u), %d threads, %zu bytes, cluster of %d\n", name,
                    geometry.grid.x, geometry.grid.y, geometry.grid.z, geometry.threads,

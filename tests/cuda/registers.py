@@ -1,9 +1,10 @@
 """Compiles csrc/cuda for some GPUs and says what its kernels use; fails where registers spill.
 
-    python tests/cuda/registers.py [sm_90 ...]
+python tests/cuda/registers.py [sm_90 ...]
 """
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,10 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 TARGETS = ("sm_80", "sm_90", "sm_100")
-FLAGS = """-O3 -std=c++17 --expt-relaxed-constexpr -diag-suppress=1675
-    -DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -DUSE_CUDA""".split()
+FLAGS = (
+    "-O3 -std=c++17 --expt-relaxed-constexpr -diag-suppress=1675",
+    "-DTORCH_TARGET_VERSION=0x020b000000000000 -DTORCH_STABLE_ONLY -DUSE_CUDA",
+)
 # What ptxas -v says of a kernel.
 REPORT = re.compile(
     r"Compiling entry function '(?P<name>\S+)' for.*?"
@@ -34,7 +37,16 @@ class Usage(NamedTuple):
 def usage(source: Path, target: str) -> list[Usage]:
     """What each kernel of `source` uses on `target`."""
     include = Path(torch.__file__).parent / "include"
-    command = ["nvcc", *FLAGS, f"-arch={target}", "-Xptxas", "-v", f"-I{include}", "-c", source]
+    command = [
+        "nvcc",
+        *shlex.split(" ".join(FLAGS)),
+        f"-arch={target}",
+        "-Xptxas",
+        "-v",
+        f"-I{include}",
+        "-c",
+        source,
+    ]
     done = subprocess.run([*command, "-o", "/dev/null"], capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr)

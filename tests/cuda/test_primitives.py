@@ -78,7 +78,9 @@ def test_rows_that_blocks_share(columns, stored, monkeypatch):
     log_p = log_p.to(stored)
     mass, value = assert_pass_matches(log_p, v, c)
     monkeypatch.setenv("SELAVI_EMULATOR_BACKWARD", "1")
-    torch.testing.assert_close(LIBRARY.sinkhorn_pass(log_p, v, c, LAM), (mass, value), rtol=0, atol=0)
+    torch.testing.assert_close(
+        LIBRARY.sinkhorn_pass(log_p, v, c, LAM), (mass, value), rtol=0, atol=0
+    )
     monkeypatch.setenv("SELAVI_EMULATOR_CLUSTERS", "0")
     assert_pass_matches(log_p, v, c)
 
@@ -154,7 +156,7 @@ def test_equal_rows_do_not_add_up_their_rounding(columns):
 
 
 def test_far_rows_among_near_ones():
-    """Rows beyond the exact range of the float arithmetic, in the same batches as rows within it."""
+    """Rows beyond what is exact in float, in the same batches as others."""
     for columns in (20, 309, 1500):
         log_p, v, c = primitive_arguments(1, 60, columns, 3, 1)
         log_p[0, ::5] -= 1e5
