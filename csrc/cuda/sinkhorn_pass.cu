@@ -38,80 +38,78 @@ void launch_pass(Launcher& launcher, const PassArguments<Storage>& arguments, do
   partials.value = launcher.allocate<double>(pairs * partials.chunks);
   partials.rows = launcher.allocate<int>(log_p.problems * partials.chunks);
   const int64_t blocks = log_p.problems * partials.chunks * cluster;
-  if (blocks > 0) {
-    launcher.launch(
-        "sinkhorn_pass",
-        {blocks_of(blocks), S::kThreads, PassLayout<S>(partials.chunk_rows).bytes, cluster},
-        pass_kernel<Storage, S>, arguments, partials);
-    launch_merge(launcher, arguments, partials, mass, value);
-  }
+  launcher.launch(
+      "sinkhorn_pass",
+      {blocks_of(blocks), S::kThreads, PassLayout<S>(partials.chunk_rows).bytes, cluster},
+      pass_kernel<Storage, S>, arguments, partials);
+  launch_merge(launcher, arguments, partials, mass, value);
+}
 
-  // Launches the first shape that is wide enough, if there is one.
-  template <typename... Shapes>
-  struct ShapeList {
-    template <typename Storage>
-    static bool launch(Launcher& launcher, const PassArguments<Storage>& arguments, double* mass,
-                       double* value) {
-      const auto fits = [&](auto shape) {
-        using S = decltype(shape);
-        const int64_t most = launcher.clusters() ? S::kMaxCluster : 1;
-        if (arguments.log_p.columns > most * S::kWidth) return false;
-        launch_pass<Storage, S>(launcher, arguments, mass, value);
-        return true;
-      };
-      return (fits(Shapes{}) || ...);
-    }
-  };
-
-  // Lanes, warps, columns a thread, of those surely there, candidates, rows at a time: more where
-  // elements take less memory, so that enough of it is on its way.
-  template <int kRows>
-  using OneCandidate =
-      ShapeList<Shape<8, 1, 1, 0, 1, 4>, Shape<8, 1, 2, 1, 1, 4>, Shape<8, 1, 4, 2, 1, 4>,
-                Shape<8, 1, 8, 4, 1, kRows>, Shape<32, 1, 4, 2, 1, 4>, Shape<32, 1, 6, 4, 1, kRows>,
-                Shape<32, 1, 8, 6, 1, kRows>, Shape<32, 1, 10, 8, 1, kRows>,
-                Shape<32, 1, 13, 10, 1, kRows>, Shape<32, 1, 16, 13, 1, 2>,
-                Shape<32, 4, 6, 4, 1, kRows>, Shape<32, 4, 8, 6, 1, kRows>,
-                Shape<32, 4, 12, 8, 1, 2>, Shape<32, 4, 16, 12, 1, 2>, Shape<32, 8, 16, 8, 1, 2>,
-                Shape<32, 8, 32, 0, 1, 2>>;
-
-  using ManyCandidates =
-      ShapeList<Shape<8, 1, 2, 0, kManyCandidates, 2>, Shape<8, 1, 4, 2, kManyCandidates, 2>,
-                Shape<32, 1, 4, 1, kManyCandidates, 2>, Shape<32, 2, 5, 2, kManyCandidates, 2>,
-                Shape<32, 4, 4, 2, kManyCandidates, 2>, Shape<32, 4, 8, 4, kManyCandidates, 1>,
-                Shape<32, 8, 8, 4, kManyCandidates, 1>>;
-
+// Launches the first shape that is wide enough, if there is one.
+template <typename... Shapes>
+struct ShapeList {
   template <typename Storage>
-  void pass(Launcher & launcher, PassArguments<Storage> arguments, double* mass, double* value) {
-    for (int first = 0; first < arguments.all_candidates; first += arguments.candidates) {
-      const int left = arguments.all_candidates - first;
-      arguments.first_candidate = first;
-      arguments.candidates = std::min(left, kManyCandidates);
-      if constexpr (std::is_same_v<Storage, double>) {
-        pass_in_two_reads(launcher, arguments, mass, value);
-      } else {
-        if (left > 1 && ManyCandidates::launch(launcher, arguments, mass, value)) continue;
-        arguments.candidates = 1;
-        using One = OneCandidate<(sizeof(Storage) == 2 ? 4 : 2)>;
-        if (One::launch(launcher, arguments, mass, value)) continue;
-        pass_in_two_reads(launcher, arguments, mass, value);
-      }
+  static bool launch(Launcher& launcher, const PassArguments<Storage>& arguments, double* mass,
+                     double* value) {
+    const auto fits = [&](auto shape) {
+      using S = decltype(shape);
+      const int64_t most = launcher.clusters() ? S::kMaxCluster : 1;
+      if (arguments.log_p.columns > most * S::kWidth) return false;
+      launch_pass<Storage, S>(launcher, arguments, mass, value);
+      return true;
+    };
+    return (fits(Shapes{}) || ...);
+  }
+};
+
+// Lanes, warps, columns a thread, of those surely there, candidates, rows at a time: more where
+// elements take less memory, so that enough of it is on its way.
+template <int kRows>
+using OneCandidate =
+    ShapeList<Shape<8, 1, 1, 0, 1, 4>, Shape<8, 1, 2, 1, 1, 4>, Shape<8, 1, 4, 2, 1, 4>,
+              Shape<8, 1, 8, 4, 1, kRows>, Shape<32, 1, 4, 2, 1, 4>, Shape<32, 1, 6, 4, 1, kRows>,
+              Shape<32, 1, 8, 6, 1, kRows>, Shape<32, 1, 10, 8, 1, kRows>,
+              Shape<32, 1, 13, 10, 1, kRows>, Shape<32, 1, 16, 13, 1, 2>,
+              Shape<32, 4, 6, 4, 1, kRows>, Shape<32, 4, 8, 6, 1, kRows>, Shape<32, 4, 12, 8, 1, 2>,
+              Shape<32, 4, 16, 12, 1, 2>, Shape<32, 8, 16, 8, 1, 2>, Shape<32, 8, 32, 0, 1, 2>>;
+
+using ManyCandidates =
+    ShapeList<Shape<8, 1, 2, 0, kManyCandidates, 2>, Shape<8, 1, 4, 2, kManyCandidates, 2>,
+              Shape<32, 1, 4, 1, kManyCandidates, 2>, Shape<32, 2, 5, 2, kManyCandidates, 2>,
+              Shape<32, 4, 4, 2, kManyCandidates, 2>, Shape<32, 4, 8, 4, kManyCandidates, 1>,
+              Shape<32, 8, 8, 4, kManyCandidates, 1>>;
+
+template <typename Storage>
+void pass(Launcher& launcher, PassArguments<Storage> arguments, double* mass, double* value) {
+  for (int first = 0; first < arguments.all_candidates; first += arguments.candidates) {
+    const int left = arguments.all_candidates - first;
+    arguments.first_candidate = first;
+    arguments.candidates = std::min(left, kManyCandidates);
+    if constexpr (std::is_same_v<Storage, double>) {
+      pass_in_two_reads(launcher, arguments, mass, value);
+    } else {
+      if (left > 1 && ManyCandidates::launch(launcher, arguments, mass, value)) continue;
+      arguments.candidates = 1;
+      using One = OneCandidate<(sizeof(Storage) == 2 ? 4 : 2)>;
+      if (One::launch(launcher, arguments, mass, value)) continue;
+      pass_in_two_reads(launcher, arguments, mass, value);
     }
   }
+}
 
-  std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
-                                           const Tensor& row_marginal, const Tensor& lam) {
-    check_matrix(log_p, v, lam);
-    check_each_row(log_p, row_marginal, "row_marginal");
-    STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
-    const int64_t problems = log_p.size(0), columns = log_p.size(2), candidates = v.size(1);
-    Launcher launcher(log_p);
-    Tensor mass = torch::stable::new_empty(v, {problems, candidates, columns});
-    Tensor value = torch::stable::new_empty(v, {problems, candidates});
-    sinkhorn_pass_into(launcher, log_p, doubles(v), candidates, doubles(row_marginal), doubles(lam),
-                       mutable_doubles(mass), mutable_doubles(value));
-    return {mass, value};
-  }
+std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
+                                         const Tensor& row_marginal, const Tensor& lam) {
+  check_matrix(log_p, v, lam);
+  check_each_row(log_p, row_marginal, "row_marginal");
+  STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
+  const int64_t problems = log_p.size(0), columns = log_p.size(2), candidates = v.size(1);
+  Launcher launcher(log_p);
+  Tensor mass = torch::stable::new_empty(v, {problems, candidates, columns});
+  Tensor value = torch::stable::new_empty(v, {problems, candidates});
+  sinkhorn_pass_into(launcher, log_p, doubles(v), candidates, doubles(row_marginal), doubles(lam),
+                     mutable_doubles(mass), mutable_doubles(value));
+  return {mass, value};
+}
 
 }  // namespace
 
