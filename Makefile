@@ -19,9 +19,9 @@ lint:
 	ruff check .
 	ruff format --check .
 	mypy
-	git ls-files 'csrc/*.cpp' 'csrc/*.h' | xargs clang-format --dry-run --Werror
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' | xargs clang-format --dry-run --Werror
 
 format:
 	ruff check --fix .
 	ruff format .
-	git ls-files 'csrc/*.cpp' 'csrc/*.h' | xargs clang-format -i
+	git ls-files 'csrc/*.cpp' 'csrc/*.h' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' | xargs clang-format -i

@@ -137,7 +137,7 @@ def _state(backend: str) -> str:
         return "not usable: NumPy is not installed"
     if backend == "cuda":
         if not torch._C._dispatch_has_kernel_for_dispatch_key("selavi::sinkhorn_pass", "CUDA"):
-            return "not built: install selavi where nvcc is found (CUDA_HOME)"
+            return "not built: install selavi with nvcc and SELAVI_BUILD_CUDA=1"
         return "available" if torch.cuda.is_available() and not torch.version.hip else _NO_GPU
     return "available"
 
