@@ -2,8 +2,8 @@
 
 SELAVI_BUILD_CUDA and SELAVI_BUILD_NUMPY = auto (default) | 1 | 0 say whether csrc/cuda and
 csrc/numpy are compiled; auto compiles csrc/cuda where nvcc and a GPU are found, and FORCE_CUDA=1
-means SELAVI_BUILD_CUDA=1. CUDA_HOME says where nvcc is if it
-is not on the PATH, TORCH_CUDA_ARCH_LIST for which GPUs to compile. All else is in pyproject.toml.
+means SELAVI_BUILD_CUDA=1. CUDA_HOME says where nvcc is if it is not on the PATH,
+TORCH_CUDA_ARCH_LIST for which GPUs to compile. All else is in pyproject.toml.
 """
 
 import os
