@@ -1,17 +1,20 @@
 """Builds the compiled operators: selavi/_C for torch, selavi/ops/_numpy for arrays.
 
 SELAVI_BUILD_CUDA and SELAVI_BUILD_NUMPY = auto (default) | 1 | 0 say whether csrc/cuda and
-csrc/numpy are compiled; FORCE_CUDA=1 means SELAVI_BUILD_CUDA=1. All else is in pyproject.toml.
+csrc/numpy are compiled; FORCE_CUDA=1 means SELAVI_BUILD_CUDA=1. CUDA_HOME says where nvcc is if it
+is not on the PATH, TORCH_CUDA_ARCH_LIST for which GPUs to compile. All else is in pyproject.toml.
 """
 
 import os
 import platform
+import re
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
 ROOT = Path(__file__).parent
 TORCH_ABI = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # stable ABI of torch 2.11 and later
@@ -21,6 +24,8 @@ CXX = ["-O3", "-std=c++17", "-Wall", "-ffp-contract=off", "-fopenmp-simd"]
 if platform.machine() == "x86_64":
     # GCC moves eight bytes through an MMX register and leaves it so: the next long double is NaN.
     CXX.append("-mno-mmx")
+NVCC = ["-O3", "-std=c++17", "-diag-suppress=1675", TORCH_ABI, "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
 
 
 def sources(folder: str, suffix: str) -> list[str]:
@@ -43,21 +48,36 @@ def decide(part: str, missing: str, default: str = "auto") -> bool:
     return not missing
 
 
-cuda_sources = sources("cuda", ".cu")
-if not cuda_sources:
-    no_cuda = "this version has no CUDA kernels"
-else:
-    no_cuda = "" if CUDA_HOME else "nvcc was not found; set CUDA_HOME to the CUDA toolkit"
+def cuda_libraries(nvcc: Path) -> list[str]:
+    """Where the toolkit's libraries are. nvcc itself knows, even where it is a link or a script."""
+    plan = subprocess.run(
+        [nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=True
+    )
+    return re.findall(r'"-L([^"]+)"', plan.stderr)
+
+
+nvcc = Path(CUDA_HOME or "/usr/local/cuda") / "bin" / "nvcc"
 forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
-cuda = decide("cuda", no_cuda, default="1" if forced else "auto")
+cuda = decide(
+    "cuda",
+    "" if nvcc.exists() else "nvcc was not found; set CUDA_HOME to the CUDA toolkit",
+    default="1" if forced else "auto",
+)
 extensions = [
-    (CUDAExtension if cuda else CppExtension)(
+    # Not a CUDAExtension, which needs libtorch_cuda to load: this one loads without, for its CPU
+    # kernels. The CUDA runtime is inside; what it needs of torch is looked up in what libtorch has.
+    CppExtension(
         "selavi._C",
-        ["csrc/registration.cpp", *sources("cpu", ".cpp"), *(cuda_sources if cuda else [])],
-        extra_compile_args={
-            "cxx": [*CXX, TORCH_ABI, "-DTORCH_STABLE_ONLY"],
-            "nvcc": ["-O3", "-std=c++17", TORCH_ABI, "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"],
-        },
+        [
+            "csrc/registration.cpp",
+            *sources("cpu", ".cpp"),
+            *(sources("cuda", ".cu") if cuda else []),
+        ],
+        extra_compile_args={"cxx": [*CXX, TORCH_ABI, "-DTORCH_STABLE_ONLY"], "nvcc": NVCC},
+        library_dirs=cuda_libraries(nvcc) if cuda else [],
+        extra_link_args=["-Wl,--no-as-needed", "-ltorch", "-l:libcudart_static.a", "-ldl", "-lrt"]
+        if cuda
+        else [],
         py_limited_api=True,
     )
 ]

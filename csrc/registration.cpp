@@ -14,6 +14,9 @@ STABLE_TORCH_LIBRARY(selavi, m) {
       "sinkhorn_plan(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam, ScalarType dtype) "
       "-> Tensor");
   m.def("sinkhorn_column_logsumexp(Tensor log_p, Tensor u, Tensor lam) -> Tensor");
+  m.def(
+      "sinkhorn_iterations(Tensor log_p, Tensor v, Tensor row_marginal, Tensor col_marginal, "
+      "Tensor lam, int count) -> (Tensor v, Tensor col_mass, Tensor mean_logsumexp)");
   m.def("permute_prior(Tensor prior, Tensor mass) -> Tensor");
   m.def(
       "accumulate_log_softmax_(Tensor(a!) store, Tensor[] logits, Tensor index, Tensor? weight) "

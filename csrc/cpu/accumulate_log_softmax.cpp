@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "../include/potential.h"
-#include "dispatch.h"
+#include "../tensors.h"
+#include "matrix_of.h"
 #include "row_kernels.h"
 
 namespace selavi::cpu {

@@ -7,7 +7,7 @@
 #include <numeric>
 #include <vector>
 
-#include "dispatch.h"
+#include "../tensors.h"
 
 namespace selavi::cpu {
 namespace {

@@ -1,0 +1,29 @@
+// Shapes of launches and of matrices. Free of torch.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "device.cuh"
+
+namespace selavi::cuda {
+
+struct Geometry {
+  dim3 grid;
+  int threads;        // a block
+  size_t shared = 0;  // bytes a block
+  int cluster = 1;    // blocks, along x
+  bool cooperative = false;
+};
+
+// A (B, N, K) tensor of any strides, which are in elements.
+template <typename Storage>
+struct Matrices {
+  const Storage* data;
+  int64_t problems, rows, columns;
+  int64_t problem_stride, row_stride, column_stride;
+};
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace selavi::cuda
