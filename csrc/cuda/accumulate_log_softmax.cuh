@@ -2,9 +2,6 @@
 // logit is read once and the store once read and written. Definition: selavi/ops/_definition.py.
 #pragma once
 
-#include <algorithm>
-#include <vector>
-
 #include "team.cuh"
 
 namespace selavi::cuda {
@@ -72,10 +69,10 @@ __device__ Number weight_of(const Views& views, int m, int64_t b) {
   return static_cast<Number>(weight != nullptr ? weight[b] : views.every);
 }
 
-template <typename Number>
-__device__ Number minus_infinity() {
-  return static_cast<Number>(-INFINITY);
-}
+__device__ __forceinline__ float exponential(float x) { return expf(x); }
+__device__ __forceinline__ double exponential(double x) { return exp(x); }
+__device__ __forceinline__ float logarithm_of(float x) { return logf(x); }
+__device__ __forceinline__ double logarithm_of(double x) { return log(x); }
 
 // A row to a team, at most kTeamColumns columns to a thread.
 template <typename Number, typename Stored>
@@ -92,13 +89,13 @@ __global__ void __launch_bounds__(kLongThreads)
     const View& view = views.view[m];
     const Number weight = weight_of<Number>(views, m, b);
     if (weight == Number(0)) continue;
-    Number x[kTeamColumns], top = minus_infinity<Number>(), sum = Number(0);
+    Number x[kTeamColumns], top = static_cast<Number>(-INFINITY), sum = Number(0);
     with_row<Number>(view, head, b, [&](const auto* logits) {
 #pragma unroll
       for (int e = 0; e < kTeamColumns; ++e) {
         const int k = e * size + team.rank;
         x[e] = k < columns ? static_cast<Number>(to_compute(logits[k * view.column_stride]))
-                           : minus_infinity<Number>();
+                           : static_cast<Number>(-INFINITY);
       }
     });
 #pragma unroll
@@ -107,9 +104,9 @@ __global__ void __launch_bounds__(kLongThreads)
 #pragma unroll
     for (int e = 0; e < kTeamColumns; ++e) {
       x[e] -= top;  // before the logarithm: so it is rounded at the result's size
-      if (e * size < columns) sum += exp(x[e]);
+      if (e * size < columns) sum += exponential(x[e]);
     }
-    const Number logarithm = log(team.sum(sum, scratch));
+    const Number logarithm = logarithm_of(team.sum(sum, scratch));
 #pragma unroll
     for (int e = 0; e < kTeamColumns; ++e) total[e] += weight * (x[e] - logarithm);
   }
@@ -137,16 +134,16 @@ __global__ void __launch_bounds__(kLongThreads)
     const View& view = views.view[m];
     if (weight_of<Number>(views, m, b) == Number(0)) continue;
     with_row<Number>(view, head, b, [&](const auto* logits) {
-      Number top = minus_infinity<Number>(), sum = Number(0);
+      Number top = static_cast<Number>(-INFINITY), sum = Number(0);
       for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
         const auto value = static_cast<Number>(to_compute(logits[k * view.column_stride]));
         top = value > top ? value : top;
       }
       top = team.max(top, scratch);
       for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
-        sum += exp(static_cast<Number>(to_compute(logits[k * view.column_stride])) - top);
+        sum += exponential(static_cast<Number>(to_compute(logits[k * view.column_stride])) - top);
       }
-      const Number logarithm = log(team.sum(sum, scratch));
+      const Number logarithm = logarithm_of(team.sum(sum, scratch));
       if (team.rank == 0) {
         tops[m] = top;
         logarithms[m] = logarithm;
@@ -167,45 +164,6 @@ __global__ void __launch_bounds__(kLongThreads)
     }
     Stored& element = target[k * store.column_stride];
     element = static_cast<Stored>(static_cast<double>(element) + total);
-  }
-}
-
-// One launch for up to kMaxViews views, in float64 where one of them is.
-template <typename Number, typename Stored, typename Launcher>
-void launch_accumulate(Launcher& launcher, const Views& views, const Store<Stored>& store) {
-  const int64_t pairs = store.heads * store.batch;
-  Geometry geometry{dim3(static_cast<unsigned>(pairs)), kLongThreads};
-  if (store.columns > kHeldColumns) {
-    geometry.shared = (kLongThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
-    launcher.launch("accumulate_log_softmax_, long rows", geometry,
-                    accumulate_long_kernel<Number, Stored>, views, store);
-    return;
-  }
-  const int size = team_size(store.columns, kLongThreads);
-  geometry.threads = size == kWarp ? kRowThreads : size;
-  geometry.grid.x = static_cast<unsigned>(ceil_div(pairs, geometry.threads / size));
-  geometry.shared = kLongThreads / kWarp * sizeof(Number);
-  launcher.launch("accumulate_log_softmax_", geometry, accumulate_kernel<Number, Stored>, views,
-                  store, size);
-}
-
-// `all` (M views).
-template <typename Stored, typename Launcher>
-void accumulate_log_softmax(Launcher& launcher, const std::vector<View>& all,
-                            const Store<Stored>& store) {
-  if (store.heads * store.batch * store.columns == 0) return;
-  for (size_t first = 0; first < all.size(); first += kMaxViews) {
-    Views views = {};
-    views.count = static_cast<int>(std::min(all.size() - first, size_t{kMaxViews}));
-    views.every = 1.0 / static_cast<double>(all.size());
-    std::copy_n(all.begin() + static_cast<std::ptrdiff_t>(first), views.count, views.view);
-    const bool wide = std::any_of(views.view, views.view + views.count,
-                                  [](const View& view) { return view.dtype == Dtype::kDouble; });
-    if (wide) {
-      launch_accumulate<double>(launcher, views, store);
-    } else {
-      launch_accumulate<float>(launcher, views, store);
-    }
   }
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "device.cuh"
-#include "geometry.h"
 
 namespace selavi::cuda {
 
@@ -60,23 +59,6 @@ __global__ void __launch_bounds__(kRankThreads)
   const int64_t k = blockIdx.x % blocks * kRankThreads + threadIdx.x;
   const int64_t problem = blockIdx.x / blocks * columns;
   if (k < columns) out[problem + k] = sorted[problem + rank[problem + k]];
-}
-
-// prior, mass, out: (B, K).
-template <typename Launcher>
-void permute_prior(Launcher& launcher, int64_t problems, int64_t columns, const double* prior,
-                   const double* mass, double* out) {
-  if (problems == 0 || columns == 0) return;
-  const int64_t blocks = ceil_div(columns, kRankThreads);
-  auto* sorted = launcher.template allocate<double>(problems * columns);
-  auto* rank = launcher.template allocate<int64_t>(problems * columns);
-  Geometry geometry{dim3(static_cast<unsigned>(problems * blocks)), kRankThreads};
-  geometry.shared = kRankThreads * sizeof(long long);
-  launcher.launch("permute_prior: sort", geometry, sort_prior_kernel, prior, mass, columns, blocks,
-                  sorted, rank);
-  geometry.shared = 0;
-  launcher.launch("permute_prior: place", geometry, place_prior_kernel, sorted, rank, columns,
-                  blocks, out);
 }
 
 }  // namespace selavi::cuda

@@ -80,7 +80,8 @@ struct Stage {
     limit = scale.limit();
     const int64_t k = (second ? block.column_tile : block.row_tile) * kTile + column;
     const int64_t last = log_p.columns - 1;
-    const Storage* problem = log_p.data + block.problem * log_p.problem_stride;
+    const Storage* problem =
+        log_p.data + block.problem * log_p.problem_stride + block.first * row_stride;
     left = problem + min(k, last) * log_p.column_stride;
     right = problem + min(k + 1, last) * log_p.column_stride;
 #pragma unroll
@@ -91,12 +92,12 @@ struct Stage {
     }
   }
 
-  // Asks for the rows of a chunk; those from `last` on are others of no weight.
-  __device__ void load(int64_t first, int64_t last) {
+  // Asks for a chunk of the share's rows; behind the last ones for others, which have no weight.
+  __device__ void load(int first, int rows) {
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       if (j * step >= kRows) break;
-      const int64_t offset = min(first + row + j * step, last - 1) * row_stride;
+      const int64_t offset = min(first + row + j * step, rows - 1) * row_stride;
       raw[j][0] = left[offset];
       raw[j][1] = right[offset];
     }
@@ -146,26 +147,27 @@ __global__ void __launch_bounds__(kGramThreads, 2)
   // Where load_transposed wants a lane's row: matrices side by side, or one below the other first.
   const int left = (lane / 16 * 8 + lane % 8) * kPitch + lane / 8 % 2 * 8 + m;
   const int right = (lane / 8 % 2 * 8 + lane % 8) * kPitch + lane / 16 * 8 + n + second;
-  const auto shift_of = [&](int64_t chunk) {
-    const int64_t i = block.first + chunk * kRows + threadIdx.x;
-    return i < block.last ? shifts[block.problem * plan.rows + i] : skipped_row<float>();
+  const int rows = static_cast<int>(block.last - block.first);
+  shifts += block.problem * plan.rows + block.first + threadIdx.x;
+  const auto shift_of = [=](int first) {
+    return first + static_cast<int>(threadIdx.x) < rows ? shifts[first] : skipped_row<float>();
   };
-  const int64_t chunks = (block.last - block.first + kRows - 1) / kRows;
   float sum[kDown][kAcross][4] = {};
   Staged stage(log_p, potentials, block);
-  stage.load(block.first, block.last);
+  stage.load(0, rows);
   if (threadIdx.x < kRows) {
     chunk_shifts[threadIdx.x] = shift_of(0);
-    chunk_shifts[kRows + threadIdx.x] = shift_of(1);
+    chunk_shifts[kRows + threadIdx.x] = shift_of(kRows);
   }
   __syncthreads();
   stage.store(chunk_shifts, buffers);
   __syncthreads();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int now = static_cast<int>(chunk % 2), next = 1 - now;
+  for (int first = 0; first < rows; first += kRows) {
+    const int now = first / kRows % 2, next = 1 - now;
+    const bool more = first + kRows < rows;
     RowShift<float> later = skipped_row<float>();
-    if (threadIdx.x < kRows) later = shift_of(chunk + 2);
-    if (chunk + 1 < chunks) stage.load(block.first + (chunk + 1) * kRows, block.last);
+    if (threadIdx.x < kRows) later = shift_of(first + 2 * kRows);
+    if (more) stage.load(first + kRows, rows);
     const BFloat16* buffer = buffers + now * kBuffer;
 #pragma unroll
     for (int row = 0; row < kRows; row += 16) {
@@ -184,7 +186,7 @@ __global__ void __launch_bounds__(kGramThreads, 2)
         }
       }
     }
-    if (chunk + 1 < chunks) stage.store(chunk_shifts + next * kRows, buffers + next * kBuffer);
+    if (more) stage.store(chunk_shifts + next * kRows, buffers + next * kBuffer);
     if (threadIdx.x < kRows) chunk_shifts[now * kRows + threadIdx.x] = later;
     __syncthreads();
   }
@@ -284,86 +286,6 @@ __global__ void __launch_bounds__(kGramThreads)
     if (first_column + row < plan.columns && first_row + x < plan.columns) {
       target[(first_column + row) * plan.columns + first_row + x] = patch[x * kPitch + row];
     }
-  }
-}
-
-template <int kTile, typename Number, typename Launcher>
-void sum_shares(Launcher& launcher, const GramPlan& plan, int64_t problems, const Number* partial,
-                const int* live, double* out) {
-  constexpr int64_t kPatches = (kTile / kPatch) * (kTile / kPatch);
-  Geometry geometry{dim3(static_cast<unsigned>(problems * plan.pairs * kPatches)), kGramThreads};
-  geometry.shared = kPatch * (kPatch + 1) * sizeof(double);
-  launcher.launch("sinkhorn_overlap: sum", geometry, overlap_kernel<kTile, Number>, plan, partial,
-                  live, out);
-}
-
-template <int kTile, int kRows, typename Storage, typename Launcher>
-void launch_gram(Launcher& launcher, const Matrices<Storage>& log_p,
-                 const Potentials<float>& potentials, const RowShift<float>* shifts,
-                 const int* live, double* out) {
-  const GramPlan plan = gram_plan(log_p.problems, log_p.rows, log_p.columns, kTile);
-  const int64_t blocks = log_p.problems * plan.shares * plan.pairs;
-  auto* partial = launcher.template allocate<float>(blocks * kTile * kTile);
-  Geometry geometry{dim3(static_cast<unsigned>(blocks)), kGramThreads};
-  geometry.shared = 4 * kRows * Stage<Storage, kTile, kRows>::kPitch * sizeof(BFloat16) +
-                    2 * kRows * sizeof(RowShift<float>);
-  if (blocks > 0) {
-    launcher.launch("sinkhorn_overlap: products", geometry, gram_kernel<Storage, kTile, kRows>,
-                    log_p, potentials, plan, shifts, live, partial);
-  }
-  sum_shares<kTile>(launcher, plan, log_p.problems, partial, live, out);
-}
-
-template <typename Launcher>
-void launch_gram_double(Launcher& launcher, const Matrices<double>& log_p,
-                        const Potentials<double>& potentials, const RowShift<double>* shifts,
-                        const int* live, double* out) {
-  const GramPlan plan = gram_plan(log_p.problems, log_p.rows, log_p.columns, kDoubleTile);
-  const int64_t blocks = log_p.problems * plan.shares * plan.pairs;
-  auto* partial = launcher.template allocate<double>(blocks * kDoubleTile * kDoubleTile);
-  Geometry geometry{dim3(static_cast<unsigned>(blocks)), kGramThreads};
-  geometry.shared = 2 * kDoubleRows * kDoubleTile * sizeof(double);
-  if (blocks > 0) {
-    launcher.launch("sinkhorn_overlap: products in float64", geometry, gram_double_kernel, log_p,
-                    potentials, plan, shifts, live, partial);
-  }
-  sum_shares<kDoubleTile>(launcher, plan, log_p.problems, partial, live, out);
-}
-
-// v, lam: float64 (B, K), (B). weight: (B, N). out: (B, K, K).
-template <typename Storage, typename Launcher>
-void sinkhorn_overlap(Launcher& launcher, const Matrices<Storage>& log_p, const double* v,
-                      const double* lam, const double* weight, double* out) {
-  using Number = Compute<Storage>;
-  const int64_t problems = log_p.problems, columns = log_p.columns, rows = problems * log_p.rows;
-  if (problems * columns == 0) return;
-  auto* live = launcher.template allocate<int>(problems);
-  auto* hi = launcher.template allocate<float>(problems * columns);
-  auto* lo = launcher.template allocate<float>(problems * columns);
-  auto* scale = launcher.template allocate<Scale>(problems);
-  Geometry geometry{dim3(static_cast<unsigned>(problems)), kOverlapRowThreads};
-  geometry.shared = kOverlapRowThreads / kWarp * sizeof(double);
-  launcher.launch("sinkhorn_overlap: potentials", geometry, split_potentials_kernel, v, lam, columns,
-                  hi, lo, scale, live);
-  Potentials<Number> potentials;
-  if constexpr (std::is_same_v<Number, double>) {
-    potentials = {v, lam};
-  } else {
-    potentials = {hi, lo, scale};
-  }
-  auto* shifts = launcher.template allocate<RowShift<Number>>(rows);
-  if (rows > 0) {
-    geometry.grid.x = static_cast<unsigned>(ceil_div(rows * kWarp, kOverlapRowThreads));
-    geometry.shared = 0;
-    launcher.launch("sinkhorn_overlap: rows", geometry, row_shifts_kernel<Storage>, log_p,
-                    potentials, weight, shifts, live);
-  }
-  if constexpr (std::is_same_v<Number, double>) {
-    launch_gram_double(launcher, log_p, potentials, shifts, live, out);
-  } else if (columns <= 64) {
-    launch_gram<64, 64>(launcher, log_p, potentials, shifts, live, out);
-  } else {
-    launch_gram<128, 16>(launcher, log_p, potentials, shifts, live, out);
   }
 }
 
