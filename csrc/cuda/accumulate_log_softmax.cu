@@ -1,10 +1,9 @@
 // accumulate_log_softmax_ in CUDA. Definition: selavi/ops/_definition.py.
-#include "accumulate_log_softmax.cuh"
-
 #include <algorithm>
 #include <optional>
 #include <vector>
 
+#include "accumulate_log_softmax.cuh"
 #include "launcher.h"
 
 namespace selavi::cuda {
@@ -53,7 +52,7 @@ void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) 
   const int64_t pairs = store.heads * store.batch;
   Geometry geometry{dim3(static_cast<unsigned>(pairs)), kLongThreads};
   if (store.columns > kHeldColumns) {
-    geometry.shared = (kLongThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
+    geometry.shared = (2 * kLongThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
     launcher.launch("accumulate_log_softmax_, long rows", geometry,
                     accumulate_long_kernel<Number, Stored>, views, store);
     return;
@@ -61,7 +60,7 @@ void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) 
   const int size = team_size(store.columns, kLongThreads);
   geometry.threads = size == kWarp ? kRowThreads : size;
   geometry.grid.x = static_cast<unsigned>(ceil_div(pairs, geometry.threads / size));
-  geometry.shared = kLongThreads / kWarp * sizeof(Number);
+  geometry.shared = 2 * kLongThreads / kWarp * sizeof(Number);
   launcher.launch("accumulate_log_softmax_", geometry, accumulate_kernel<Number, Stored>, views,
                   store, size);
 }
@@ -87,8 +86,8 @@ void accumulate(const Tensor& store, const std::vector<Tensor>& logits, const Te
     for (int m = 0; m < views.count; ++m) {
       const size_t position = first + static_cast<size_t>(m);
       const Tensor& view = logits[position];
-      const double* weights = weight.has_value() ? doubles(*weight) + position * index.size(0)
-                                                 : nullptr;
+      const double* weights =
+          weight.has_value() ? doubles(*weight) + position * index.size(0) : nullptr;
       views.view[m] = {view.const_data_ptr(), view.stride(0), view.stride(1),
                        view.stride(2),        weights,        dtype_of(view)};
       wide |= views.view[m].dtype == Dtype::kDouble;

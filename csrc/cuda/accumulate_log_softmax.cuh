@@ -6,8 +6,8 @@
 
 namespace selavi::cuda {
 
-constexpr int kMaxViews = 16;      // of one launch; each further launch goes over the store again
-constexpr int kRowThreads = 128;   // a block of rows that a warp holds
+constexpr int kMaxViews = 16;       // of one launch; each further launch goes over the store again
+constexpr int kRowThreads = 128;    // a block of rows that a warp holds
 constexpr int kLongThreads = 1024;  // a block of one row; the most columns that it holds are
 constexpr int64_t kHeldColumns = int64_t{kLongThreads} * kTeamColumns;
 
@@ -100,13 +100,14 @@ __global__ void __launch_bounds__(kLongThreads)
     });
 #pragma unroll
     for (Number value : x) top = value > top ? value : top;
-    top = team.max(top, scratch);
+    team.max<1>(&top, scratch);
 #pragma unroll
     for (int e = 0; e < kTeamColumns; ++e) {
       x[e] -= top;  // before the logarithm: so it is rounded at the result's size
       if (e * size < columns) sum += exponential(x[e]);
     }
-    const Number logarithm = logarithm_of(team.sum(sum, scratch));
+    team.sum<1>(&sum, scratch + kLongThreads / kWarp);
+    const Number logarithm = logarithm_of(sum);
 #pragma unroll
     for (int e = 0; e < kTeamColumns; ++e) total[e] += weight * (x[e] - logarithm);
   }
@@ -126,7 +127,7 @@ template <typename Number, typename Stored>
 __global__ void __launch_bounds__(kLongThreads)
     accumulate_long_kernel(const Views views, const Store<Stored> store) {
   Number* scratch = shared_memory<Number>();
-  Number* tops = scratch + kLongThreads / kWarp;
+  Number* tops = scratch + 2 * kLongThreads / kWarp;
   Number* logarithms = tops + kMaxViews;
   const Team team(kLongThreads);
   const int64_t head = blockIdx.x / store.batch, b = blockIdx.x % store.batch;
@@ -139,11 +140,12 @@ __global__ void __launch_bounds__(kLongThreads)
         const auto value = static_cast<Number>(to_compute(logits[k * view.column_stride]));
         top = value > top ? value : top;
       }
-      top = team.max(top, scratch);
+      team.max<1>(&top, scratch);
       for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
         sum += exponential(static_cast<Number>(to_compute(logits[k * view.column_stride])) - top);
       }
-      const Number logarithm = logarithm_of(team.sum(sum, scratch));
+      team.sum<1>(&sum, scratch + kLongThreads / kWarp);
+      const Number logarithm = logarithm_of(sum);
       if (team.rank == 0) {
         tops[m] = top;
         logarithms[m] = logarithm;

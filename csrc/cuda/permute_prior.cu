@@ -1,7 +1,6 @@
 // permute_prior in CUDA. Definition: selavi/ops/_definition.py.
-#include "permute_prior.cuh"
-
 #include "launcher.h"
+#include "permute_prior.cuh"
 
 namespace selavi::cuda {
 namespace {

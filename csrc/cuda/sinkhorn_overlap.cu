@@ -1,7 +1,6 @@
 // sinkhorn_overlap in CUDA. Definition: selavi/ops/_definition.py.
-#include "sinkhorn_overlap.cuh"
-
 #include "launcher.h"
+#include "sinkhorn_overlap.cuh"
 
 namespace selavi::cuda {
 namespace {
@@ -65,7 +64,7 @@ void overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal, c
   auto* live = launcher.allocate<int>(problems);
   auto* hi = launcher.allocate<float>(problems * columns);
   auto* lo = launcher.allocate<float>(problems * columns);
-  auto* scale = launcher.allocate<Scale>(problems);
+  auto* scale = launcher.allocate<BlockScale>(problems);
   Geometry geometry{dim3(static_cast<unsigned>(problems)), kOverlapRowThreads};
   geometry.shared = kOverlapRowThreads / kWarp * sizeof(double);
   launcher.launch("sinkhorn_overlap: potentials", geometry, split_potentials_kernel, doubles(v),

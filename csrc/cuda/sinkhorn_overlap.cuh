@@ -1,4 +1,5 @@
-// Second half of sinkhorn_overlap: sum_i t_i t_i^T with t_ik = sqrt(c_i) pi_ik, in tiles of columns.
+// Second half of sinkhorn_overlap: sum_i t_i t_i^T with t_ik = sqrt(c_i) pi_ik, in tiles of
+// columns.
 //
 // A block multiplies one pair of tiles over one share of the rows. It makes t anew from log_p: an
 // exponential costs less than t would to write and read. Pairs of the same rows are neighbours in
@@ -15,14 +16,14 @@
 namespace selavi::cuda {
 
 constexpr int kGramThreads = 256;
-constexpr int kDoubleTile = 64;       // columns of a tile in float64
-constexpr int kDoubleRows = 16;       // of a tile at a time
+constexpr int kDoubleTile = 64;        // columns of a tile in float64
+constexpr int kDoubleRows = 16;        // of a tile at a time
 constexpr int64_t kGramBlocks = 2048;  // about as many blocks as the rows are shared among
 constexpr int64_t kLeastShare = 256;   // rows
 
 struct GramPlan {
   int64_t rows, columns;
-  int64_t tiles, pairs;         // of tiles, row <= column
+  int64_t tiles, pairs;        // of tiles, row <= column
   int64_t shares, share_rows;  // of the rows
 };
 
@@ -31,8 +32,7 @@ inline GramPlan gram_plan(int64_t problems, int64_t rows, int64_t columns, int t
   plan.pairs = plan.tiles * (plan.tiles + 1) / 2;
   const int64_t wanted = std::max<int64_t>(kGramBlocks / (plan.pairs * problems), 1);
   constexpr int64_t kMultiple = 64;  // of any kernel's rows at a time
-  plan.share_rows =
-      ceil_div(std::max(ceil_div(rows, wanted), kLeastShare), kMultiple) * kMultiple;
+  plan.share_rows = ceil_div(std::max(ceil_div(rows, wanted), kLeastShare), kMultiple) * kMultiple;
   plan.shares = ceil_div(rows, plan.share_rows);
   return plan;
 }
@@ -63,21 +63,21 @@ struct Stage {
   const Storage *left, *right;  // the columns
   int64_t row_stride;
   float hi[2], lo[2];
-  Scale scale;
+  BlockScale block_scale;
   float limit;
   int step, row, target;  // rows apart; the first; where in a buffer
   Storage raw[kHeld][2];
 
   __device__ Stage(const Matrices<Storage>& log_p, const Potentials<float>& potentials,
                    const GramBlock& block)
-      : row_stride(log_p.row_stride), scale(potentials.scale[block.problem]) {
+      : row_stride(log_p.row_stride), block_scale(potentials.scale[block.problem]) {
     const int pairs = block.row_tile == block.column_tile ? kTile / 2 : kTile;
     const int pair = threadIdx.x % pairs, second = pair / (kTile / 2);
     const int column = pair % (kTile / 2) * 2;
     step = kGramThreads / pairs;
     row = threadIdx.x / pairs;
     target = (second * kRows + row) * kPitch + column;
-    limit = scale.limit();
+    limit = block_scale.limit();
     const int64_t k = (second ? block.column_tile : block.row_tile) * kTile + column;
     const int64_t last = log_p.columns - 1;
     const Storage* problem =
@@ -105,6 +105,7 @@ struct Stage {
 
   // buffer: both tiles, kRows x kPitch each. shifts: of the chunk's rows.
   __device__ void store(const RowShift<float>* shifts, BFloat16* buffer) const {
+    const Scale scale = block_scale.scale;
 #pragma unroll
     for (int j = 0; j < kHeld; ++j) {
       if (j * step >= kRows) break;
@@ -112,17 +113,16 @@ struct Stage {
       float t[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float x = keep_finite(to_float(raw[j][c]));
+        const float x = to_float(raw[j][c]);
         float y = fmaf(scale.hi, x, hi[c] - shift.shift) + fmaf(scale.lo, x, lo[c] - shift.rest);
         if (!(fabsf(shift.shift) <= limit)) {
           const double far = static_cast<double>(shift.shift) + shift.rest;
-          y = static_cast<float>(scale.in_double() * x + (static_cast<double>(hi[c]) + lo[c]) -
-                                 far);
+          y = static_cast<float>(block_scale.in_double() * x +
+                                 (static_cast<double>(hi[c]) + lo[c]) - far);
         }
         t[c] = shift.is_skipped() ? 0.0f : exp2_fast(y);
       }
-      *reinterpret_cast<unsigned*>(buffer + target + j * step * kPitch) =
-          pack_bfloat16(t[0], t[1]);
+      *reinterpret_cast<unsigned*>(buffer + target + j * step * kPitch) = pack_bfloat16(t[0], t[1]);
     }
   }
 };
@@ -223,8 +223,8 @@ __global__ void __launch_bounds__(kGramThreads)
           i < block.last ? shifts[block.problem * plan.rows + i] : skipped_row<double>();
       left[at] = 0.0;
       if (shift.is_skipped() || k >= plan.columns) continue;
-      const double entry = log_p.data[block.problem * log_p.problem_stride +
-                                      i * log_p.row_stride + k * log_p.column_stride];
+      const double entry = log_p.data[block.problem * log_p.problem_stride + i * log_p.row_stride +
+                                      k * log_p.column_stride];
       const double v = potentials.v[block.problem * plan.columns + k];
       left[at] = exp(fma(lam, entry, v) - shift.shift);
     }
@@ -234,8 +234,8 @@ __global__ void __launch_bounds__(kGramThreads)
       for (int i = 0; i < kEach; ++i) {
 #pragma unroll
         for (int j = 0; j < kEach; ++j) {
-          sum[i][j] = fma(left[row * kTile + y + 16 * i], right[row * kTile + x + 16 * j],
-                          sum[i][j]);
+          sum[i][j] =
+              fma(left[row * kTile + y + 16 * i], right[row * kTile + x + 16 * j], sum[i][j]);
         }
       }
     }
@@ -251,7 +251,8 @@ __global__ void __launch_bounds__(kGramThreads)
 
 constexpr int kPatch = 32;  // columns and rows of the result that a block of the last kernel makes
 
-// out (B, K, K) = the shares' partials, added in order, and mirrored; 0 for problems without weight.
+// out (B, K, K) = the shares' partials, added in order, and mirrored; 0 for problems without
+// weight.
 template <int kTile, typename Number>
 __global__ void __launch_bounds__(kGramThreads)
     overlap_kernel(GramPlan plan, const Number* partial, const int* live, double* out) {
@@ -275,7 +276,8 @@ __global__ void __launch_bounds__(kGramThreads)
   }
   __syncthreads();
   double* target = out + problem * plan.columns * plan.columns;
-  const int64_t first_row = block.row_tile * kTile + m, first_column = block.column_tile * kTile + n;
+  const int64_t first_row = block.row_tile * kTile + m,
+                first_column = block.column_tile * kTile + n;
   for (int row = y; row < kPatch; row += kStep) {
     const bool below = diagonal && m == n && row > x;
     if (first_row + row < plan.columns && first_column + x < plan.columns) {

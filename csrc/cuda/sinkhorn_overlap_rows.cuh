@@ -1,7 +1,8 @@
 // First half of sinkhorn_overlap: for each row what makes its exponentials sqrt(c_i) pi_ik.
 #pragma once
 
-#include "split_potential.cuh"
+#include "block_potential.cuh"
+#include "geometry.h"
 
 namespace selavi::cuda {
 
@@ -29,7 +30,7 @@ struct Potentials;
 template <>
 struct Potentials<float> {
   const float *hi, *lo;
-  const Scale* scale;  // (B)
+  const BlockScale* scale;  // (B)
 };
 template <>
 struct Potentials<double> {
@@ -38,10 +39,11 @@ struct Potentials<double> {
 
 // hi, lo (B, K), scale (B) and live (B) = 0. A block has a problem.
 __global__ void split_potentials_kernel(const double* v, const double* lam, int64_t columns,
-                                               float* hi, float* lo, Scale* scale, int* live) {
+                                        float* hi, float* lo, BlockScale* scale, int* live) {
   const int64_t b = blockIdx.x;
-  const Scale own = split_potential(v + b * columns, lam[b], columns, hi + b * columns,
-                                    lo + b * columns, shared_memory<double>());
+  const BlockScale own =
+      split_potential(v + b * columns, lam[b], static_cast<int>(columns), hi + b * columns,
+                      lo + b * columns, shared_memory<double>());
   if (threadIdx.x != 0) return;
   scale[b] = own;
   live[b] = 0;
@@ -61,36 +63,33 @@ __device__ RowShift<float> row_shift(const Storage* row, int64_t stride, int64_t
                                      double weight) {
   const float* hi = potentials.hi + b * columns;
   const float* lo = potentials.lo + b * columns;
-  const Scale scale = potentials.scale[b];
+  const BlockScale block = potentials.scale[b];
+  const Scale scale = block.scale;
   const int lane = threadIdx.x % kWarp;
   float top = -infinity(), sum = 0.0f;
   for (int64_t k = lane; k < columns; k += kWarp) {
-    top = fmaxf(top, fmaf(scale.hi, keep_finite(to_float(row[k * stride])), hi[k]));
+    top = fmaxf(top, fmaf(scale.hi, to_float(row[k * stride]), hi[k]));
   }
-  top = lanes_max(top);
-  const auto shift = static_cast<float>(nearest_multiple(top, scale.quantum));
-  if (fabsf(shift) <= scale.limit()) {
+  const float shift = block.shift(lanes_max(top));
+  if (fabsf(shift) <= block.limit()) {
     for (int64_t k = lane; k < columns; k += kWarp) {
-      const float x = keep_finite(to_float(row[k * stride]));
+      const float x = to_float(row[k * stride]);
       sum += exp2_fast(fmaf(scale.hi, x, hi[k] - shift) + fmaf(scale.lo, x, lo[k]));
     }
     return {shift, log2_fast(lanes_sum(sum)) - 0.5f * log2_of_weight(weight)};
   }
   const auto exponent = [&](int64_t k) {
-    return scale.in_double() * keep_finite(to_float(row[k * stride])) +
-           (static_cast<double>(hi[k]) + lo[k]);
+    return block.in_double() * to_float(row[k * stride]) + (static_cast<double>(hi[k]) + lo[k]);
   };
   double far_top = -INFINITY;
   for (int64_t k = lane; k < columns; k += kWarp) far_top = fmax(far_top, exponent(k));
   far_top = lanes_max(far_top);
   for (int64_t k = lane; k < columns; k += kWarp) {
-    sum += exp2_fast(static_cast<float>(exponent(k) - far_top));
+    sum += exp2_fast(static_cast<float>(exponent(k) - far_top));  // NaN where all are -inf
   }
-  sum = lanes_sum(sum);
   const auto far_shift = static_cast<float>(far_top);
-  const bool is_empty = !(far_top > 0.5 * scale.in_double() * kFloor);
-  const float rest = static_cast<float>(far_top - far_shift) + log2_fast(sum);
-  return {far_shift, is_empty ? NAN : rest - 0.5f * log2_of_weight(weight)};
+  const float rest = static_cast<float>(far_top - far_shift) + log2_fast(lanes_sum(sum));
+  return {far_shift, rest - 0.5f * log2_of_weight(weight)};
 }
 
 __device__ inline RowShift<double> row_shift(const double* row, int64_t stride, int64_t columns,
@@ -124,8 +123,7 @@ template <typename Storage>
 __global__ void __launch_bounds__(kOverlapRowThreads)
     row_shifts_kernel(Matrices<Storage> log_p, Potentials<Compute<Storage>> potentials,
                       const double* weight, RowShift<Compute<Storage>>* shifts, int* live) {
-  const int64_t row =
-      (static_cast<int64_t>(blockIdx.x) * kOverlapRowThreads + threadIdx.x) / kWarp;
+  const int64_t row = (static_cast<int64_t>(blockIdx.x) * kOverlapRowThreads + threadIdx.x) / kWarp;
   if (row >= log_p.problems * log_p.rows) return;
   const int64_t b = row / log_p.rows, i = row % log_p.rows;
   RowShift<Compute<Storage>> shift = skipped_row<Compute<Storage>>();

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "device.cuh"
-#include "geometry.h"
 
 namespace selavi::cuda {
 
@@ -16,6 +15,9 @@ inline int team_size(int64_t columns, int most) {
 }
 
 // `size` threads of a block, a power of two and a warp or more.
+//
+// Where a team is more than a warp, all teams of the block reduce together, and one reduction takes
+// other scratch than the next: kCount numbers for each warp of the block.
 struct Team {
   int size;
   int index;  // which of the block's teams
@@ -24,34 +26,40 @@ struct Team {
   __device__ explicit Team(int threads)
       : size(threads), index(threadIdx.x / threads), rank(threadIdx.x % threads) {}
 
-  // The same for all threads of the team. Where it is more than a warp, all teams of the block call
-  // together. scratch: a number for each warp of the block.
-  template <typename Number, typename Combine>
-  __device__ Number reduce(Number value, Combine combine, Number* scratch) const {
+  // Combines each of kCount numbers; all threads of the team have the results.
+  template <int kCount, typename Number, typename Combine>
+  __device__ void reduce(Number* values, Combine combine, Number* scratch) const {
 #pragma unroll
     for (int lane = kWarp / 2; lane > 0; lane /= 2) {
-      value = combine(value, __shfl_xor_sync(kAllLanes, value, lane));
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) {
+        values[j] = combine(values[j], __shfl_xor_sync(kAllLanes, values[j], lane));
+      }
     }
-    if (size == kWarp) return value;
-    if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = value;
+    if (size == kWarp) return;
+    if (threadIdx.x % kWarp == 0) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) scratch[threadIdx.x / kWarp * kCount + j] = values[j];
+    }
     __syncthreads();
-    const Number* mine = scratch + index * (size / kWarp);
-    value = mine[0];
-    for (int warp = 1; warp < size / kWarp; ++warp) value = combine(value, mine[warp]);
-    __syncthreads();
-    return value;
+    const Number* mine = scratch + index * (size / kWarp) * kCount;
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) values[j] = mine[j];
+    for (int warp = 1; warp < size / kWarp; ++warp) {
+#pragma unroll
+      for (int j = 0; j < kCount; ++j) values[j] = combine(values[j], mine[warp * kCount + j]);
+    }
   }
 
-  template <typename Number>
-  __device__ Number sum(Number value, Number* scratch) const {
-    return reduce(value, [](Number left, Number right) { return left + right; }, scratch);
+  template <int kCount, typename Number>
+  __device__ void sum(Number* values, Number* scratch) const {
+    reduce<kCount>(values, [](Number left, Number right) { return left + right; }, scratch);
   }
 
   // NaN is passed over.
-  template <typename Number>
-  __device__ Number max(Number value, Number* scratch) const {
-    return reduce(value, [](Number left, Number right) { return right > left ? right : left; },
-                  scratch);
+  template <int kCount, typename Number>
+  __device__ void max(Number* values, Number* scratch) const {
+    reduce<kCount>(values, [](Number left, Number right) { return fmax(left, right); }, scratch);
   }
 };
 

@@ -18,9 +18,9 @@ __device__ __forceinline__ uint4 load_transposed(const BFloat16* row) {
   return matrices;
 }
 
-// sum (16, 8) += a (16, 16) b (16, 8). With g = lane / 4 and t = 2 (lane % 4), a lane holds of a the
-// pairs of columns from t on of rows g and g + 8, then those from t + 8 on; of b the pairs of rows
-// from t and t + 8 on of column g; of the sum columns t and t + 1 of rows g and g + 8.
+// sum (16, 8) += a (16, 16) b (16, 8). With g = lane / 4 and t = 2 (lane % 4), a lane holds of a
+// the pairs of columns from t on of rows g and g + 8, then those from t + 8 on; of b the pairs of
+// rows from t and t + 8 on of column g; of the sum columns t and t + 1 of rows g and g + 8.
 __device__ __forceinline__ void multiply_add(const uint4& a, unsigned b0, unsigned b1, float* sum) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
