@@ -21,11 +21,11 @@ constexpr int kFloatGroups = 32;  // of kTeamRows rows whose columns are summed 
 constexpr int kSliceColumns = 4;  // that a warp adds up: 32 bytes of a partial
 
 struct OnChipPlan {
-  int64_t problems;    // at a time; 0 where even one does not fit the chip
-  int blocks;          // for each
+  int64_t problems;  // at a time; 0 where even one does not fit the chip
+  int blocks;        // for each
   int block_rows;
-  int team;            // threads
-  size_t shared;       // bytes a block
+  int team;       // threads
+  size_t shared;  // bytes a block
 
   __host__ __device__ int teams() const { return kOnChipThreads / team; }
   // Columns that a block adds up.
@@ -45,7 +45,7 @@ struct OnChipLayout {
   __host__ __device__ OnChipLayout(int64_t columns, int64_t block_rows, size_t element) {
     constexpr size_t kLine = 16;
     const auto wide = static_cast<size_t>(columns), high = static_cast<size_t>(block_rows);
-    potential = (2 * kReduction + kWarps + 2) * sizeof(double);
+    potential = (2 * kReduction + kWarps) * sizeof(double);
     // hi and lo; in between sums of a slice.
     const size_t slice = wide + kSliceColumns > kWarps * kSliceColumns ? wide + kSliceColumns
                                                                        : kWarps * kSliceColumns;
@@ -84,8 +84,8 @@ struct OnChipArguments {
   Matrices<Storage> log_p;
   const double *row_marginal, *col_marginal, *lam;  // (B, N), (B, K), (B)
   double *v, *mass, *value;                         // (B, K), (B, K), (B)
-  double* partial_mass;   // (problems of a launch, blocks x teams, K)
-  double* partial_value;  // (problems of a launch, blocks)
+  double* partial_mass;                             // (problems of a launch, blocks x teams, K)
+  double* partial_value;                            // (problems of a launch, blocks)
   int64_t first_problem;
   int count;
 };
@@ -98,7 +98,6 @@ struct OnChipBlock {
   int64_t first;           // row
   int rows, columns;
   double *scratch, *other_scratch, *team_scratch;
-  int* any_far;
   float *hi, *lo, *share;
   Storage* data;
   double unit;  // the largest weight; share = weight / unit
@@ -115,7 +114,6 @@ struct OnChipBlock {
     scratch = reinterpret_cast<double*>(memory);
     other_scratch = scratch + OnChipLayout::kReduction;
     team_scratch = other_scratch + OnChipLayout::kReduction;
-    any_far = reinterpret_cast<int*>(team_scratch + OnChipLayout::kWarps);
     hi = reinterpret_cast<float*>(memory + layout.potential);
     lo = hi + columns;
     share = reinterpret_cast<float*>(memory + layout.share);
@@ -212,11 +210,11 @@ struct Evaluation {
     return share / total;
   }
 
-  // kTeamRows rows from `first` on. All teams of a block call together.
+  // kTeamRows rows from `first` on.
   __device__ void add_rows(int first) {
     float x[kTeamRows][kTeamColumns], shift[kTeamRows], total[kTeamRows] = {};
     load(first, x);
-    int far = 0;
+    bool far = false;
 #pragma unroll
     for (int r = 0; r < kTeamRows; ++r) shift[r] = -infinity();
     each_column([&](int e, int, float hi, float) {
@@ -231,7 +229,7 @@ struct Evaluation {
       shift[r] = split.shift(shift[r]);
       far |= !(fabsf(shift[r]) <= split.limit());
     }
-    if (far) *block.any_far = 1;
+    if (far) return add_far_rows(first);
     each_column([&](int e, int, float hi, float lo) {
 #pragma unroll
       for (int r = 0; r < kTeamRows; ++r) {
@@ -241,8 +239,6 @@ struct Evaluation {
       }
     });
     team.sum<kTeamRows>(total, reinterpret_cast<float*>(block.other_scratch));
-    // A team of one warp decides alone, larger ones with the others, whom they have just met.
-    if (team.size == kWarp ? far : *block.any_far) return add_far_rows(first);
 #pragma unroll
     for (int r = 0; r < kTeamRows; ++r) {
       const float factor = factor_of(first + r, shift[r], total[r]);
@@ -262,16 +258,16 @@ struct Evaluation {
       };
       double top = -INFINITY;
       each_column([&](int e, int, float hi, float lo) { top = fmax(top, exponent(e, hi, lo)); });
-      team.max<1>(&top, block.scratch);
-      if (threadIdx.x == 0) *block.any_far = 0;
+      team.max<1>(&top, block.other_scratch);
       each_column([&](int e, int, float hi, float lo) {
         x[0][e] = exp2_fast(static_cast<float>(exponent(e, hi, lo) - top));
         total += x[0][e];
       });
-      team.sum<1>(&total, reinterpret_cast<float*>(block.other_scratch));
+      team.sum<1>(&total, reinterpret_cast<float*>(block.scratch));
       const float factor = factor_of(row, top, total);
       each_column([&](int e, int, float, float) { sum[e] = fmaf(factor, x[0][e], sum[e]); });
     }
+    team.meet();  // before scratch is used again
   }
 
   // target (K): this thread's columns become the sums, or grow by them.
@@ -366,7 +362,6 @@ __global__ void __launch_bounds__(kOnChipThreads, 1)
     on_chip_kernel(const OnChipArguments<Storage> a, const OnChipPlan plan) {
   OnChipBlock<Storage> block(a, plan);
   block.load(a);
-  if (threadIdx.x == 0) *block.any_far = 0;
   const double* v = a.v + block.problem * block.columns;
   for (int evaluation = 1; evaluation <= a.count; ++evaluation) {
     const bool last = evaluation == a.count;

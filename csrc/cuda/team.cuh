@@ -16,8 +16,8 @@ inline int team_size(int64_t columns, int most) {
 
 // `size` threads of a block, a power of two and a warp or more.
 //
-// Where a team is more than a warp, all teams of the block reduce together, and one reduction takes
-// other scratch than the next: kCount numbers for each warp of the block.
+// A block has 15 teams at most that are more than a warp. One reduction takes other scratch than
+// the next: kCount numbers for each warp of the block.
 struct Team {
   int size;
   int index;  // which of the block's teams
@@ -25,6 +25,10 @@ struct Team {
 
   __device__ explicit Team(int threads)
       : size(threads), index(threadIdx.x / threads), rank(threadIdx.x % threads) {}
+
+  __device__ void meet() const {
+    if (size > kWarp) named_sync(1 + index, size);
+  }
 
   // Combines each of kCount numbers; all threads of the team have the results.
   template <int kCount, typename Number, typename Combine>
@@ -41,7 +45,7 @@ struct Team {
 #pragma unroll
       for (int j = 0; j < kCount; ++j) scratch[threadIdx.x / kWarp * kCount + j] = values[j];
     }
-    __syncthreads();
+    meet();
     const Number* mine = scratch + index * (size / kWarp) * kCount;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) values[j] = mine[j];
