@@ -49,18 +49,19 @@ void check_arguments(const Tensor& store, const std::vector<Tensor>& logits, con
 // In float64 where a view is.
 template <typename Number, typename Stored>
 void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) {
+  constexpr int kThreads = kMostThreads<Number>;
   const int64_t pairs = store.heads * store.batch;
-  Geometry geometry{dim3(static_cast<unsigned>(pairs)), kLongThreads};
-  if (store.columns > kHeldColumns) {
-    geometry.shared = (2 * kLongThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
+  Geometry geometry{dim3(static_cast<unsigned>(pairs)), kThreads};
+  if (store.columns > int64_t{kThreads} * kTeamColumns) {
+    geometry.shared = (2 * kThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
     launcher.launch("accumulate_log_softmax_, long rows", geometry,
                     accumulate_long_kernel<Number, Stored>, views, store);
     return;
   }
-  const int size = team_size(store.columns, kLongThreads);
+  const int size = team_size(store.columns, kThreads);
   geometry.threads = size == kWarp ? kRowThreads : size;
   geometry.grid.x = static_cast<unsigned>(ceil_div(pairs, geometry.threads / size));
-  geometry.shared = 2 * kLongThreads / kWarp * sizeof(Number);
+  geometry.shared = 2 * kThreads / kWarp * sizeof(Number);
   launcher.launch("accumulate_log_softmax_", geometry, accumulate_kernel<Number, Stored>, views,
                   store, size);
 }

@@ -6,10 +6,11 @@
 
 namespace selavi::cuda {
 
-constexpr int kMaxViews = 16;       // of one launch; each further launch goes over the store again
-constexpr int kRowThreads = 128;    // a block of rows that a warp holds
-constexpr int kLongThreads = 1024;  // a block of one row; the most columns that it holds are
-constexpr int64_t kHeldColumns = int64_t{kLongThreads} * kTeamColumns;
+constexpr int kMaxViews = 16;     // of one launch; each further launch goes over the store again
+constexpr int kRowThreads = 128;  // a block of rows that a warp holds
+// Of a block with one row; float64 needs twice the registers.
+template <typename Number>
+constexpr int kMostThreads = sizeof(Number) == sizeof(float) ? 1024 : 512;
 
 enum class Dtype { kFloat, kDouble, kBFloat16, kFloat16 };
 
@@ -76,7 +77,7 @@ __device__ __forceinline__ double logarithm_of(double x) { return log(x); }
 
 // A row to a team, at most kTeamColumns columns to a thread.
 template <typename Number, typename Stored>
-__global__ void __launch_bounds__(kLongThreads)
+__global__ void __launch_bounds__(kMostThreads<Number>)
     accumulate_kernel(const Views views, const Store<Stored> store, int size) {
   Number* scratch = shared_memory<Number>();
   const Team team(size);
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kLongThreads)
       x[e] -= top;  // before the logarithm: so it is rounded at the result's size
       if (e * size < columns) sum += exponential(x[e]);
     }
-    team.sum<1>(&sum, scratch + kLongThreads / kWarp);
+    team.sum<1>(&sum, scratch + kMostThreads<Number> / kWarp);
     const Number logarithm = logarithm_of(sum);
 #pragma unroll
     for (int e = 0; e < kTeamColumns; ++e) total[e] += weight * (x[e] - logarithm);
@@ -124,27 +125,28 @@ __global__ void __launch_bounds__(kLongThreads)
 // A row of any length to a block. Each view is read three times, the second and third time from the
 // cache.
 template <typename Number, typename Stored>
-__global__ void __launch_bounds__(kLongThreads)
+__global__ void __launch_bounds__(kMostThreads<Number>)
     accumulate_long_kernel(const Views views, const Store<Stored> store) {
+  constexpr int kThreads = kMostThreads<Number>;
   Number* scratch = shared_memory<Number>();
-  Number* tops = scratch + 2 * kLongThreads / kWarp;
+  Number* tops = scratch + 2 * kThreads / kWarp;
   Number* logarithms = tops + kMaxViews;
-  const Team team(kLongThreads);
+  const Team team(kThreads);
   const int64_t head = blockIdx.x / store.batch, b = blockIdx.x % store.batch;
   for (int m = 0; m < views.count; ++m) {
     const View& view = views.view[m];
     if (weight_of<Number>(views, m, b) == Number(0)) continue;
     with_row<Number>(view, head, b, [&](const auto* logits) {
       Number top = static_cast<Number>(-INFINITY), sum = Number(0);
-      for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
+      for (int64_t k = team.rank; k < store.columns; k += kThreads) {
         const auto value = static_cast<Number>(to_compute(logits[k * view.column_stride]));
         top = value > top ? value : top;
       }
       team.max<1>(&top, scratch);
-      for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
+      for (int64_t k = team.rank; k < store.columns; k += kThreads) {
         sum += exponential(static_cast<Number>(to_compute(logits[k * view.column_stride])) - top);
       }
-      team.sum<1>(&sum, scratch + kLongThreads / kWarp);
+      team.sum<1>(&sum, scratch + kMostThreads<Number> / kWarp);
       const Number logarithm = logarithm_of(sum);
       if (team.rank == 0) {
         tops[m] = top;
@@ -154,7 +156,7 @@ __global__ void __launch_bounds__(kLongThreads)
   }
   __syncthreads();
   Stored* target = store.row(head, b);
-  for (int64_t k = team.rank; k < store.columns; k += kLongThreads) {
+  for (int64_t k = team.rank; k < store.columns; k += kThreads) {
     Number total = Number(0);
     for (int m = 0; m < views.count; ++m) {
       const Number weight = weight_of<Number>(views, m, b);

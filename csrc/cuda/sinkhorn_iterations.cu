@@ -1,10 +1,9 @@
 // sinkhorn_iterations in CUDA: on chip where the matrices fit, else one pass an evaluation.
 // Definition: selavi/ops/_definition.py.
-#include "sinkhorn_iterations.cuh"
-
 #include <tuple>
 
 #include "matrices_of.h"
+#include "sinkhorn_iterations.cuh"
 #include "sinkhorn_pass.h"
 
 namespace selavi::cuda {
@@ -82,9 +81,8 @@ std::tuple<Tensor, Tensor, Tensor> sinkhorn_iterations(const Tensor& log_p, cons
     using Storage = typename decltype(tag)::type;
     if constexpr (!std::is_same_v<Storage, double>) {
       const Launcher device(log_p);
-      const OnChipPlan plan =
-          on_chip_plan(problems, log_p.size(1), columns, sizeof(Storage), device.multiprocessors(),
-                       device.largest_shared());
+      const OnChipPlan plan = on_chip_plan(problems, log_p.size(1), columns, sizeof(Storage),
+                                           device.multiprocessors(), device.largest_shared());
       if (plan.problems > 0) {
         return iterate_on_chip<Storage>(log_p, row_marginal, col_marginal, lam,
                                         static_cast<int>(count), plan, out);

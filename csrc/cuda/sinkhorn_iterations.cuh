@@ -45,7 +45,7 @@ struct OnChipLayout {
   __host__ __device__ OnChipLayout(int64_t columns, int64_t block_rows, size_t element) {
     constexpr size_t kLine = 16;
     const auto wide = static_cast<size_t>(columns), high = static_cast<size_t>(block_rows);
-    potential = (2 * kReduction + kWarps) * sizeof(double);
+    potential = (2 * kReduction + kWarps + 2) * sizeof(double);
     // hi and lo; in between sums of a slice.
     const size_t slice = wide + kSliceColumns > kWarps * kSliceColumns ? wide + kSliceColumns
                                                                        : kWarps * kSliceColumns;
@@ -98,9 +98,9 @@ struct OnChipBlock {
   int64_t first;           // row
   int rows, columns;
   double *scratch, *other_scratch, *team_scratch;
+  double* unit;  // the block's largest weight; share = weight / unit
   float *hi, *lo, *share;
   Storage* data;
-  double unit;  // the largest weight; share = weight / unit
 
   __device__ OnChipBlock(const OnChipArguments<Storage>& a, const OnChipPlan& plan) {
     local = blockIdx.x / plan.blocks;
@@ -114,6 +114,7 @@ struct OnChipBlock {
     scratch = reinterpret_cast<double*>(memory);
     other_scratch = scratch + OnChipLayout::kReduction;
     team_scratch = other_scratch + OnChipLayout::kReduction;
+    unit = team_scratch + OnChipLayout::kWarps;
     hi = reinterpret_cast<float*>(memory + layout.potential);
     lo = hi + columns;
     share = reinterpret_cast<float*>(memory + layout.share);
@@ -149,17 +150,18 @@ struct OnChipBlock {
       }
     }
     const double* weight = a.row_marginal + problem * log_p.rows + first;
-    unit = 0.0;
-    for (int i = thread; i < rows; i += kOnChipThreads) unit = fmax(unit, weight[i]);
-    Team(kOnChipThreads).max<1>(&unit, scratch);
+    double largest = 0.0;
+    for (int i = thread; i < rows; i += kOnChipThreads) largest = fmax(largest, weight[i]);
+    Team(kOnChipThreads).max<1>(&largest, scratch);
+    if (thread == 0) *unit = largest;
     for (int i = thread; i < rows; i += kOnChipThreads) {
-      share[i] = unit > 0.0 ? static_cast<float>(weight[i] / unit) : 0.0f;
+      share[i] = largest > 0.0 ? static_cast<float>(weight[i] / largest) : 0.0f;
     }
   }
 };
 
 // One evaluation by a team: column sums over its rows, in units of the block's largest weight, and
-// at the last evaluation sum_i c_i Z_i.
+// at the last evaluation sum_i c_i Z_i in base 2, in team_scratch.
 template <typename Storage>
 struct Evaluation {
   const OnChipBlock<Storage>& block;
@@ -167,7 +169,6 @@ struct Evaluation {
   const BlockScale split;
   const double* weight;  // of the block's rows, or null before the last evaluation
   float sum[kTeamColumns] = {};
-  double value = 0.0;  // in the team's first thread
 
   __device__ Evaluation(const OnChipBlock<Storage>& block, int size, const BlockScale& split,
                         const double* weight)
@@ -205,7 +206,7 @@ struct Evaluation {
     const float share = block.share_of(row);
     if (share == 0.0f) return 0.0f;
     if (weight != nullptr && team.rank == 0) {
-      value += weight[row] * (shift + log2(static_cast<double>(total)));
+      block.team_scratch[team.index] += weight[row] * (shift + log2(static_cast<double>(total)));
     }
     return share / total;
   }
@@ -274,7 +275,7 @@ struct Evaluation {
   __device__ void flush(double* target, bool grow) {
     each_column([&](int e, int k, float, float) {
       if (e * team.size + team.rank != k) return;
-      target[k] = (grow ? target[k] : 0.0) + block.unit * sum[e];
+      target[k] = (grow ? target[k] : 0.0) + *block.unit * sum[e];
       sum[e] = 0.0f;
     });
   }
@@ -289,6 +290,7 @@ __device__ void evaluate(const OnChipArguments<Storage>& a, const OnChipPlan& pl
   const int team = evaluation.team.index, step = plan.teams() * kTeamRows;
   const int64_t block_index = block.local * plan.blocks + block.index;
   double* mass = a.partial_mass + (block_index * plan.teams() + team) * block.columns;
+  if (evaluation.team.rank == 0) block.team_scratch[team] = 0.0;
   int groups = 0;
   for (int first = 0; first < block.rows; first += step) {
     evaluation.add_rows(first + team * kTeamRows);
@@ -296,12 +298,11 @@ __device__ void evaluate(const OnChipArguments<Storage>& a, const OnChipPlan& pl
   }
   evaluation.flush(mass, groups >= kFloatGroups);
   if (!last) return;
-  if (evaluation.team.rank == 0) block.team_scratch[team] = evaluation.value * kLog2;
   __syncthreads();
   if (threadIdx.x != 0) return;
   double value = 0.0;
   for (int j = 0; j < plan.teams(); ++j) value += block.team_scratch[j];
-  a.partial_value[block_index] = value;
+  a.partial_value[block_index] = value * kLog2;
 }
 
 // log r - log m; a column without mass takes the largest finite step.
