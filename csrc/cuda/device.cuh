@@ -65,12 +65,24 @@ __device__ __forceinline__ void round_to(float value, BFloat16* out) {
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(out->bits) : "f"(value));
 }
 
+// Reads of what the kernel does not write.
+__device__ __forceinline__ float load(const float* source) { return __ldg(source); }
+__device__ __forceinline__ double load(const double* source) { return __ldg(source); }
+template <typename Half>
+__device__ __forceinline__ Half load(const Half* source) {
+  return {__ldg(&source->bits)};
+}
 // Reads that are not needed again soon leave the caches first.
 __device__ __forceinline__ float load_streaming(const float* source) { return __ldcs(source); }
 __device__ __forceinline__ double load_streaming(const double* source) { return __ldcs(source); }
 template <typename Half>
 __device__ __forceinline__ Half load_streaming(const Half* source) {
   return {__ldcs(&source->bits)};
+}
+
+// Barrier `id` (1 to 15) of `threads` threads of the block, whole warps.
+__device__ __forceinline__ void named_sync(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
 // Clusters: blocks that run at the same time and reach each other's shared memory. Before sm_90 a
@@ -128,9 +140,15 @@ inline void round_to(float value, Float16* out) { round_half(value, out); }
 inline void round_to(float value, BFloat16* out) { round_half(value, out); }
 
 template <typename Storage>
+Storage load(const Storage* source) {
+  return *source;
+}
+template <typename Storage>
 Storage load_streaming(const Storage* source) {
   return *source;
 }
+
+inline void named_sync(int id, int threads) { emulator::named_wait(id, threads); }
 
 inline int cluster_rank() { return emulator::current()->block->rank; }
 inline int cluster_blocks() { return emulator::current()->group->cluster; }
@@ -195,6 +213,24 @@ __device__ __forceinline__ float lanes_max(float value) {
     value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, distance));
   }
   return value;
+}
+
+template <int kLanes = kWarp>
+__device__ __forceinline__ int lanes_max(int value) {
+  if constexpr (kLanes == kWarp) {
+    return __reduce_max_sync(kAllLanes, value);
+  } else {
+#pragma unroll
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+      value = max(value, __shfl_xor_sync(kAllLanes, value, distance));
+    }
+    return value;
+  }
+}
+
+// lam p + v, rounded twice as the definition rounds it: labels depend on it.
+__device__ __forceinline__ double scaled(double lam, double p, double v) {
+  return __dadd_rn(__dmul_rn(lam, p), v);
 }
 
 }  // namespace selavi::cuda

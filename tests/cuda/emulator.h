@@ -105,6 +105,7 @@ struct Block {
   int rank = 0;  // in its cluster
   std::unique_ptr<GuardedMemory> shared;
   Barrier barrier;
+  Barrier named[16];
   int phase = 0;  // of __syncthreads_or
   int any[2] = {};
   std::vector<std::unique_ptr<Warp>> warps;
@@ -192,6 +193,14 @@ inline void wait(Barrier& barrier) {
   }
   barrier.waiting.push_back(fiber);
   if (_setjmp(fiber->resume) == 0) _longjmp(fiber->group->scheduler, 1);
+}
+
+inline void named_wait(int id, int threads) {
+  if (id < 1 || id > 15 || threads % kWarp != 0) fail("no such barrier");
+  Barrier& barrier = current()->block->named[id];
+  if (barrier.waiting.empty()) barrier.expected = static_cast<size_t>(threads);
+  if (barrier.expected != static_cast<size_t>(threads)) fail("a barrier of differing sizes");
+  wait(barrier);
 }
 
 // All lanes give a value; returns those of the 32, valid until the warp's next operation but one.
@@ -419,6 +428,14 @@ template <typename T>
 void __stcs(T* pointer, T value) {
   *pointer = value;
 }
+
+// Rounded by itself, never as a part of a fused product.
+inline double rounded(double x) {
+  asm volatile("" : "+x"(x));
+  return x;
+}
+inline double __dmul_rn(double a, double b) { return rounded(a * b); }
+inline double __dadd_rn(double a, double b) { return rounded(a + b); }
 
 inline int __float2int_rn(float x) {
   if (x != x) return 0;
