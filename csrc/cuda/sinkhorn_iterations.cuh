@@ -164,15 +164,17 @@ struct OnChipBlock {
 // at the last evaluation sum_i c_i Z_i in base 2, in team_scratch.
 template <typename Storage>
 struct Evaluation {
+  const OnChipArguments<Storage>& arguments;
   const OnChipBlock<Storage>& block;
   const Team team;
   const BlockScale split;
-  const double* weight;  // of the block's rows, or null before the last evaluation
+  const bool last;
   float sum[kTeamColumns] = {};
 
-  __device__ Evaluation(const OnChipBlock<Storage>& block, int size, const BlockScale& split,
-                        const double* weight)
-      : block(block), team(size), split(split), weight(weight) {}
+  __device__ Evaluation(const OnChipArguments<Storage>& arguments,
+                        const OnChipBlock<Storage>& block, int size, const BlockScale& split,
+                        bool last)
+      : arguments(arguments), block(block), team(size), split(split), last(last) {}
 
   // Calls body(e, k, hi, lo) for this thread's columns; where there is none, for a column whose
   // exponentials are 0.
@@ -205,8 +207,10 @@ struct Evaluation {
   __device__ float factor_of(int row, double shift, float total) {
     const float share = block.share_of(row);
     if (share == 0.0f) return 0.0f;
-    if (weight != nullptr && team.rank == 0) {
-      block.team_scratch[team.index] += weight[row] * (shift + log2(static_cast<double>(total)));
+    if (last && team.rank == 0) {
+      const int64_t problem = block.problem * arguments.log_p.rows;
+      const double weight = arguments.row_marginal[problem + block.first + row];
+      block.team_scratch[team.index] += weight * (shift + log2(static_cast<double>(total)));
     }
     return share / total;
   }
@@ -285,8 +289,7 @@ struct Evaluation {
 template <typename Storage>
 __device__ void evaluate(const OnChipArguments<Storage>& a, const OnChipPlan& plan,
                          const OnChipBlock<Storage>& block, const BlockScale& split, bool last) {
-  const double* weight = a.row_marginal + block.problem * a.log_p.rows + block.first;
-  Evaluation<Storage> evaluation(block, plan.team, split, last ? weight : nullptr);
+  Evaluation<Storage> evaluation(a, block, plan.team, split, last);
   const int team = evaluation.team.index, step = plan.teams() * kTeamRows;
   const int64_t block_index = block.local * plan.blocks + block.index;
   double* mass = a.partial_mass + (block_index * plan.teams() + team) * block.columns;
