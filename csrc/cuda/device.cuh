@@ -72,6 +72,13 @@ template <typename Half>
 __device__ __forceinline__ Half load(const Half* source) {
   return {__ldg(&source->bits)};
 }
+// What has been read from memory is read again rather than kept in registers.
+__device__ __forceinline__ void forget_loads() { asm volatile("" ::: "memory"); }
+
+// Asks for what is read soon, as far as the L2 cache.
+__device__ __forceinline__ void prefetch(const void* source) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(source));
+}
 // Reads that are not needed again soon leave the caches first.
 __device__ __forceinline__ float load_streaming(const float* source) { return __ldcs(source); }
 __device__ __forceinline__ double load_streaming(const double* source) { return __ldcs(source); }
@@ -139,6 +146,8 @@ void round_half(float value, Half* out) {
 inline void round_to(float value, Float16* out) { round_half(value, out); }
 inline void round_to(float value, BFloat16* out) { round_half(value, out); }
 
+inline void forget_loads() {}
+inline void prefetch(const void*) {}
 template <typename Storage>
 Storage load(const Storage* source) {
   return *source;

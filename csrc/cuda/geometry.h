@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 
 #include "device.cuh"
 
@@ -23,6 +24,11 @@ struct Matrices {
   int64_t problems, rows, columns;
   int64_t problem_stride, row_stride, column_stride;
 };
+
+inline dim3 blocks_of(int64_t count) {
+  if (count > INT32_MAX) throw std::length_error("more blocks than a launch can have");
+  return dim3(static_cast<unsigned>(count));
+}
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -76,7 +76,7 @@ void launch_merge(Launcher& launcher, const PassArguments<Storage>& arguments,
   const int64_t blocks =
       arguments.log_p.problems * arguments.candidates * ceil_div(arguments.log_p.columns, kWarp);
   launcher.launch("sinkhorn_pass (merge)",
-                  {dim3(static_cast<unsigned>(blocks)), kWarp * kMergeSlices,
+                  {blocks_of(blocks), kWarp * kMergeSlices,
                    sizeof(double) * kMergeSlices * (kWarp + 1)},
                   merge_kernel<Storage, Sum>, arguments, partials, mass, value);
 }

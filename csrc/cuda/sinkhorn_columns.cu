@@ -22,7 +22,7 @@ Tensor sinkhorn_column_logsumexp(const Tensor& log_p, const Tensor& u, const Ten
   const int64_t chunks = std::clamp(ceil_div(n, kChunkRows), int64_t{1}, kMostChunks);
   auto* const partial = launcher.allocate<RunningSum>(problems * chunks * columns);
   const auto geometry = [&](int64_t tasks) {
-    return Geometry{dim3(static_cast<unsigned>(tile_blocks(problems, columns, tasks))),
+    return Geometry{blocks_of(tile_blocks(problems, columns, tasks)),
                     kTileThreads, kTileThreads * sizeof(RunningSum)};
   };
   dispatch_floating(log_p, "log_p", [&](auto tag) {

@@ -40,7 +40,7 @@ void launch_pass(Launcher& launcher, const PassArguments<Storage>& arguments, do
   const int64_t blocks = log_p.problems * partials.chunks * cluster;
   if (blocks > 0) {
     launcher.launch("sinkhorn_pass",
-                    {dim3(static_cast<unsigned>(blocks)), S::kThreads,
+                    {blocks_of(blocks), S::kThreads,
                      PassLayout<S>(partials.chunk_rows).bytes, cluster},
                     pass_kernel<Storage, S>, arguments, partials);
   }
@@ -57,6 +57,7 @@ struct ShapeList {
       using S = decltype(shape);
       const int64_t most = launcher.clusters() ? S::kMaxCluster : 1;
       if (arguments.log_p.columns > most * S::kWidth) return false;
+      if (S::kWide && arguments.log_p.column_stride != 1) return false;
       launch_pass<Storage, S>(launcher, arguments, mass, value);
       return true;
     };

@@ -29,9 +29,11 @@ struct Shape {
   static constexpr int kSummed = kLanes < kWarp ? 64 : 128;  // rows that a thread sums in float
   static constexpr int kMaxRows = kTeams * kSummed;
   static constexpr bool kHoldsPotential = kCandidates == 1 && kColumns <= 8;
+  // Whether registers are left for the next rows; else they come as far as the L2 cache.
+  static constexpr bool kAhead = kRows * kColumns <= 64 && kColumns < 64;
   // About what a thread needs: rows now and next, sums, potentials, all else.
   static constexpr int kRegisters =
-      (2 * kRows + kCandidates + (kHoldsPotential ? 2 : 0)) * kColumns + 4 * kCandidates + 50;
+      (2 * kRows + kCandidates + (kHoldsPotential ? 2 : 0)) * kColumns + 4 * kCandidates + 62;
   static constexpr int kMinBlocks = std::max(1, 65536 / (kThreads * kRegisters));
 };
 
@@ -231,7 +233,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       const int entry = (step * S::kTeams + team) * kRows + r, last = count - 1;
       weight[r] = entry < count ? weights[entry] : make_float2(0.0f, 0.0f);
       const Storage* row = problem + row_list[min(entry, last)] * log_p.row_stride;
-      if (unit_stride) {
+      if (S::kWide || unit_stride) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
           values[r][j] = j < S::kSure || j < mine ? load(row + j * S::kTeam) : Storage{};
@@ -243,6 +245,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
               j < S::kSure || j < mine ? load(row + j * S::kTeam * log_p.column_stride) : Storage{};
         }
       }
+    }
+  };
+
+  const auto prefetch_rows = [&](int step) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const int entry = (step * S::kTeams + team) * kRows + r;
+      const Storage* row = problem + row_list[min(entry, count - 1)] * log_p.row_stride;
+      for (int j = 0; j < mine; ++j) prefetch(row + j * S::kTeam);
     }
   };
 
@@ -312,19 +323,26 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
 
   Storage next[kRows][kColumns];
   float2 next_weight[kRows];
-  load_rows(0, next, next_weight);
+  if (S::kAhead) load_rows(0, next, next_weight);
   int far_count = 0;
   const int steps = (count + S::kTeams * kRows - 1) / (S::kTeams * kRows);
   for (int step = 0; step < steps; ++step) {
     float x[kRows][kColumns];
     float2 weight[kRows];
+    if (!S::kAhead) load_rows(step, next, next_weight);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       weight[r] = next_weight[r];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) x[r][j] = to_float(next[r][j]);
     }
-    if (step + 1 < steps) load_rows(step + 1, next, next_weight);
+    if (step + 1 < steps) {
+      if constexpr (S::kAhead) {
+        load_rows(step + 1, next, next_weight);
+      } else {
+        prefetch_rows(step + 1);
+      }
+    }
     keep_weights(step, weight);
 
     int far = 0;  // a bit a candidate
@@ -343,6 +361,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       for (int r = 0; r < kRows; ++r) top[r] = -infinity();
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
+        if (S::kWide && j % 16 == 0) forget_loads();
         const float hi = potential(j).x;
 #pragma unroll
         for (int r = 0; r < kRows; ++r) top[r] = fmaxf(top[r], fmaf(scale.hi, x[r][j], hi));
@@ -357,12 +376,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
         shift[r] = static_cast<float>(quanta) * quantum[s];
       }
       if (S::kLanes < kWarp) near = __all_sync(kAllLanes, near);
+      forget_loads();
       float e[kRows][kColumns];
       float sum[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) sum[r] = 0.0f;
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
+        if (S::kWide && j % 16 == 0) forget_loads();
         const float2 split = potential(j);
 #pragma unroll
         for (int r = 0; r < kRows; ++r) {
@@ -410,6 +431,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
           if (j < mine) top = fmax(top, scaled(lam, to_float(next[r][j]), v[j * S::kTeam]));
         }
         top = lanes_max<S::kLanes>(top);
+        forget_loads();
         const double finite_top = top > -infinity() ? top : 0.0;
         float sum = 0.0f;
 #pragma unroll

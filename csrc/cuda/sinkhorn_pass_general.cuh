@@ -59,7 +59,6 @@ __global__ void __launch_bounds__(kTileThreads)
     const double v_k = is_column ? v[tile.k] : 0.0;
     double mass = 0.0, value = 0.0;
     if (v[0] == v[0]) {
-#pragma unroll 4
       for (int64_t i = tile.first; i < tile.last; ++i) {
         const double c = weight[i];
         if (c == 0.0) continue;
@@ -98,7 +97,7 @@ void pass_in_two_reads(Launcher& launcher, const PassArguments<Storage>& argumen
   partials.value = launcher.template allocate<double>(pairs * partials.chunks);
   partials.rows = launcher.template allocate<int>(log_p.problems * partials.chunks);
   const auto rows = [&](int64_t a_block) {
-    return dim3(static_cast<unsigned>(log_p.problems * ceil_div(log_p.rows, a_block)));
+    return blocks_of(log_p.problems * ceil_div(log_p.rows, a_block));
   };
   if (log_p.columns <= kNarrowRow) {
     launcher.launch("sinkhorn_pass (rows)", {rows(kGeneralThreads / kWarp), kGeneralThreads},
@@ -110,7 +109,7 @@ void pass_in_two_reads(Launcher& launcher, const PassArguments<Storage>& argumen
   }
   launcher.launch(
       "sinkhorn_pass (columns)",
-      {dim3(static_cast<unsigned>(tile_blocks(log_p.problems, log_p.columns, partials.chunks))),
+      {blocks_of(tile_blocks(log_p.problems, log_p.columns, partials.chunks)),
        kTileThreads, sizeof(double) * (kTileThreads + kTileGroups)},
       column_sums_kernel<Storage>, arguments, logsumexp, partials);
   launch_merge(launcher, arguments, partials, mass, value);

@@ -74,7 +74,7 @@ void launch_rows(Launcher& launcher, const char* name, const Matrices<Storage>& 
   const int64_t blocks = log_p.problems * ceil_div(log_p.rows, is_wide ? 1 : kWideWarps);
   if (blocks == 0) return;
   const size_t shared = is_wide ? row_shared_bytes<kWideWarps>() : 0;
-  launcher.launch(name, {dim3(static_cast<unsigned>(blocks)), kRowThreads, shared},
+  launcher.launch(name, {blocks_of(blocks), kRowThreads, shared},
                   is_wide ? wide : narrow, log_p, arguments...);
 }
 
