@@ -51,7 +51,7 @@ template <typename Number, typename Stored>
 void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) {
   constexpr int kThreads = kMostThreads<Number>;
   const int64_t pairs = store.heads * store.batch;
-  Geometry geometry{dim3(static_cast<unsigned>(pairs)), kThreads};
+  Geometry geometry{blocks_of(pairs), kThreads};
   if (store.columns > int64_t{kThreads} * kTeamColumns) {
     geometry.shared = (2 * kThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
     launcher.launch("accumulate_log_softmax_, long rows", geometry,
@@ -60,7 +60,7 @@ void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) 
   }
   const int size = team_size(store.columns, kThreads);
   geometry.threads = size == kWarp ? kRowThreads : size;
-  geometry.grid.x = static_cast<unsigned>(ceil_div(pairs, geometry.threads / size));
+  geometry.grid = blocks_of(ceil_div(pairs, geometry.threads / size));
   geometry.shared = 2 * kThreads / kWarp * sizeof(Number);
   launcher.launch("accumulate_log_softmax_", geometry, accumulate_kernel<Number, Stored>, views,
                   store, size);

@@ -138,11 +138,13 @@ __global__ void __launch_bounds__(kMostThreads<Number>)
     if (weight_of<Number>(views, m, b) == Number(0)) continue;
     with_row<Number>(view, head, b, [&](const auto* logits) {
       Number top = static_cast<Number>(-INFINITY), sum = Number(0);
+#pragma unroll 1
       for (int64_t k = team.rank; k < store.columns; k += kThreads) {
         const auto value = static_cast<Number>(to_compute(logits[k * view.column_stride]));
         top = value > top ? value : top;
       }
       team.max<1>(&top, scratch);
+#pragma unroll 1
       for (int64_t k = team.rank; k < store.columns; k += kThreads) {
         sum += exponential(static_cast<Number>(to_compute(logits[k * view.column_stride])) - top);
       }

@@ -19,7 +19,7 @@ Tensor permute_prior(const Tensor& prior, const Tensor& mass) {
   const int64_t blocks = ceil_div(columns, kRankThreads);
   auto* sorted = launcher.allocate<double>(problems * columns);
   auto* rank = launcher.allocate<int64_t>(problems * columns);
-  Geometry geometry{dim3(static_cast<unsigned>(problems * blocks)), kRankThreads};
+  Geometry geometry{blocks_of(problems * blocks), kRankThreads};
   geometry.shared = kRankThreads * sizeof(long long);
   launcher.launch("permute_prior: sort", geometry, sort_prior_kernel, doubles(prior), doubles(mass),
                   columns, blocks, sorted, rank);

@@ -35,7 +35,7 @@ void iterate_on_chip(const Tensor& log_p, const Tensor& row_marginal, const Tens
   const int64_t problems = log_p.size(0);
   while (arguments.first_problem < problems) {
     const int64_t some = std::min(plan.problems, problems - arguments.first_problem);
-    Geometry geometry{dim3(static_cast<unsigned>(some * plan.blocks)), kOnChipThreads};
+    Geometry geometry{blocks_of(some * plan.blocks), kOnChipThreads};
     geometry.shared = plan.shared;
     geometry.cooperative = true;
     launcher.launch("sinkhorn_iterations on chip", geometry, on_chip_kernel<Storage>, arguments,
@@ -52,9 +52,8 @@ void iterate_by_passes(const Tensor& log_p, const Tensor& row_marginal, const Te
     Launcher launcher(log_p);  // a new one, so that scratch is used again
     if (evaluation > 0) {
       launcher.launch("sinkhorn_iterations: update",
-                      {dim3(static_cast<unsigned>(ceil_div(elements, kThreads))), kThreads},
-                      update_potential_kernel, doubles(col_marginal), doubles(out.mass), elements,
-                      mutable_doubles(out.v));
+                      {blocks_of(ceil_div(elements, kThreads)), kThreads}, update_potential_kernel,
+                      doubles(col_marginal), doubles(out.mass), elements, mutable_doubles(out.v));
     }
     sinkhorn_pass_into(launcher, log_p, doubles(out.v), 1, doubles(row_marginal), doubles(lam),
                        mutable_doubles(out.mass), mutable_doubles(out.value));

@@ -15,7 +15,7 @@
 namespace selavi::cuda {
 
 constexpr int kOnChipThreads = 512;
-constexpr int kTeamRows = 4;
+constexpr int kTeamRows = 3;  // with 4 registers spill
 constexpr int64_t kOnChipColumns = int64_t{kOnChipThreads} * kTeamColumns;
 constexpr int kFloatGroups = 32;  // of kTeamRows rows whose columns are summed in float
 constexpr int kSliceColumns = 4;  // that a warp adds up: 32 bytes of a partial

@@ -1,5 +1,6 @@
 // sinkhorn_overlap in CUDA. Definition: selavi/ops/_definition.py.
 #include "launcher.h"
+#include "matrices_of.h"
 #include "sinkhorn_overlap.cuh"
 
 namespace selavi::cuda {
@@ -9,7 +10,7 @@ template <int kTile, typename Number>
 void sum_shares(Launcher& launcher, const GramPlan& plan, int64_t problems, const Number* partial,
                 const int* live, double* out) {
   constexpr int64_t kPatches = (kTile / kPatch) * (kTile / kPatch);
-  Geometry geometry{dim3(static_cast<unsigned>(problems * plan.pairs * kPatches)), kGramThreads};
+  Geometry geometry{blocks_of(problems * plan.pairs * kPatches), kGramThreads};
   geometry.shared = kPatch * (kPatch + 1) * sizeof(double);
   launcher.launch("sinkhorn_overlap: sum", geometry, overlap_kernel<kTile, Number>, plan, partial,
                   live, out);
@@ -22,7 +23,7 @@ void launch_gram(Launcher& launcher, const Matrices<Storage>& log_p,
   const GramPlan plan = gram_plan(log_p.problems, log_p.rows, log_p.columns, kTile);
   const int64_t blocks = log_p.problems * plan.shares * plan.pairs;
   auto* partial = launcher.allocate<float>(blocks * kTile * kTile);
-  Geometry geometry{dim3(static_cast<unsigned>(blocks)), kGramThreads};
+  Geometry geometry{blocks_of(blocks), kGramThreads};
   geometry.shared = 4 * kRows * Stage<Storage, kTile, kRows>::kPitch * sizeof(BFloat16) +
                     2 * kRows * sizeof(RowShift<float>);
   if (blocks > 0) {
@@ -38,7 +39,7 @@ void launch_gram_double(Launcher& launcher, const Matrices<double>& log_p,
   const GramPlan plan = gram_plan(log_p.problems, log_p.rows, log_p.columns, kDoubleTile);
   const int64_t blocks = log_p.problems * plan.shares * plan.pairs;
   auto* partial = launcher.allocate<double>(blocks * kDoubleTile * kDoubleTile);
-  Geometry geometry{dim3(static_cast<unsigned>(blocks)), kGramThreads};
+  Geometry geometry{blocks_of(blocks), kGramThreads};
   geometry.shared = 2 * kDoubleRows * kDoubleTile * sizeof(double);
   if (blocks > 0) {
     launcher.launch("sinkhorn_overlap: products in float64", geometry, gram_double_kernel, log_p,
@@ -51,13 +52,7 @@ template <typename Storage>
 void overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal, const Tensor& lam,
              double* out) {
   using Number = Compute<Storage>;
-  const Matrices<Storage> matrices = {static_cast<const Storage*>(log_p.const_data_ptr()),
-                                      log_p.size(0),
-                                      log_p.size(1),
-                                      log_p.size(2),
-                                      log_p.stride(0),
-                                      log_p.stride(1),
-                                      log_p.stride(2)};
+  const Matrices<Storage> matrices = matrices_of<Storage>(log_p);
   const int64_t problems = matrices.problems, columns = matrices.columns;
   const int64_t rows = problems * matrices.rows;
   Launcher launcher(v);
@@ -65,7 +60,7 @@ void overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal, c
   auto* hi = launcher.allocate<float>(problems * columns);
   auto* lo = launcher.allocate<float>(problems * columns);
   auto* scale = launcher.allocate<BlockScale>(problems);
-  Geometry geometry{dim3(static_cast<unsigned>(problems)), kOverlapRowThreads};
+  Geometry geometry{blocks_of(problems), kOverlapRowThreads};
   geometry.shared = kOverlapRowThreads / kWarp * sizeof(double);
   launcher.launch("sinkhorn_overlap: potentials", geometry, split_potentials_kernel, doubles(v),
                   doubles(lam), columns, hi, lo, scale, live);
@@ -77,7 +72,7 @@ void overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal, c
   }
   auto* shifts = launcher.allocate<RowShift<Number>>(rows);
   if (rows > 0) {
-    geometry.grid.x = static_cast<unsigned>(ceil_div(rows, kOverlapRowThreads / kWarp));
+    geometry.grid = blocks_of(ceil_div(rows, kOverlapRowThreads / kWarp));
     geometry.shared = 0;
     launcher.launch("sinkhorn_overlap: rows", geometry, row_shifts_kernel<Storage>, matrices,
                     potentials, doubles(row_marginal), shifts, live);
