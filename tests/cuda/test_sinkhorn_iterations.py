@@ -35,7 +35,10 @@ def assert_matches(log_p, v, c, r, lam, count):
     close = {"rtol": 1e-11, "atol": 1e-12} if log_p.dtype == torch.float64 else {"rtol": 3e-6}
     for name, a, b in zip(("v", "mass", "mean_logsumexp"), ours, definition, strict=True):
         torch.testing.assert_close(
-            a, b, **({"atol": 3e-6 if name == "v" else 3e-8} | close), msg=lambda m: f"{name}: {m}"
+            a,
+            b,
+            **({"atol": 3e-6 if name == "v" else 3e-8} | close),
+            msg=lambda m, name=name: f"{name}: {m}",
         )
 
 
