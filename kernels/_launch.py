@@ -18,7 +18,7 @@ def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
         return
     if isinstance(kernel, triton.JITFunction):  # not in the interpreter, which cannot be wrapped
         kernel = wrap_triton(kernel)
-    if type(arguments[0]) is torch.Tensor and arguments[0].is_cuda:  # none of those of a trace
+    if arguments[0].is_cuda and torch.cuda.is_initialized():  # a trace may do without a GPU
         with torch.cuda.device(arguments[0].device):
             kernel[(programs,)](*arguments, **options)
     else:
@@ -60,21 +60,19 @@ class RowTiles:
         }
 
 
-_MOST_COLUMNS = 8192
-
-
 def fits(columns: int, double: bool) -> bool:
-    return columns <= (_MOST_COLUMNS // 2 if double else _MOST_COLUMNS)
+    """Whether a row fits in the registers of a program of 16 warps; more would spill."""
+    return columns <= (4096 if double else 6144)
 
 
 def row_tiles(columns: int, double: bool) -> RowTiles:
     """Tiles for rows that fit.
 
-    A thread holds 16 to 24 numbers of a tile (8 to 12 in float64): with the next tile, the sums and
-    the two halves of the potential that is 100 to 130 registers, so some 16 warps a multiprocessor.
-    Rows of up to 512 columns are a warp's, whose sums need no shared memory. A second tile saves
-    exponentials on padding, of which an H100 does only 16 a clock and multiprocessor: 309 columns
-    take 256 + 64 of them and not 512. Its width is a whole number of warps, as the first's is.
+    A thread holds 8 to 24 numbers of a tile, the next tile, the sums and the two halves of the
+    potential: 100 to 170 registers, so 12 to 16 warps a multiprocessor. Rows of up to 512 columns
+    are a warp's, whose sums need no shared memory. A second tile saves exponentials on padding, of
+    which an H100 does only 16 a clock and multiprocessor: 309 columns take 256 + 64 of them and
+    not 512. Its width is a whole number of warps, as the first's is.
     """
     a_warp = 256 if double or columns > 512 else 512
     padded = max(16, power_above(columns))

@@ -20,6 +20,7 @@ from selavi.kernels._tiles import (
     row_max,
     row_sum,
     widen,
+    zero_tiles,
 )
 
 _VIEWS = 4
@@ -73,7 +74,7 @@ def accumulate_kernel(
     store, store_h, store_n, store_k, index, weight,
     view0, h0, b0, k0, view1, h1, b1, k1, view2, h2, b2, k2, view3, h3, b3, k3,
     first_view, B, K, parts, VIEWS: tl.constexpr, ALL: tl.constexpr, WEIGHTED: tl.constexpr,
-    SUM: tl.constexpr, LONG: tl.constexpr,
+    DOUBLE: tl.constexpr, LONG: tl.constexpr,
     BLOCK_M: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """BLOCK_M samples of a head. LONG: rows of several tiles, whose second look is a cache's."""
@@ -87,6 +88,7 @@ def accumulate_kernel(
     strides_b = (b0, b1, b2, b3)
     strides_k = (k0, k1, k2, k3)
     columns = columns_of(FIRST, SECOND)
+    kind: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     if LONG:
         tops = ()
         logs = ()
@@ -104,7 +106,7 @@ def accumulate_kernel(
             logs = logs + (tl.log(total),)
         for start in range(0, K, FIRST):
             here = (start + columns[0],)
-            sums = (tl.zeros((BLOCK_M, FIRST), SUM),)
+            sums = zero_tiles(here, BLOCK_M, kind)
             for m in tl.static_range(VIEWS):
                 w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
                 row = views[m] + h * strides_h[m] + b * strides_b[m]
@@ -113,9 +115,7 @@ def accumulate_kernel(
                 sums = add_term(sums, tiles, w, tops[m].to(tiles[0].dtype), z)
             add_to_store(target, store_k, here, K, kept, sums)
     else:
-        sums = ()
-        for i in tl.static_range(len(columns)):
-            sums = sums + (tl.zeros((BLOCK_M, columns[i].shape[0]), SUM),)
+        sums = zero_tiles(columns, BLOCK_M, kind)
         for m in tl.static_range(VIEWS):
             w = view_weight(weight, first_view + m, b, B, kept, WEIGHTED, ALL)
             row = views[m] + h * strides_h[m] + b * strides_b[m]
@@ -134,9 +134,8 @@ def accumulate_log_softmax_(
     samples = index.shape[0]
     double = store.dtype == torch.float64 or any(x.dtype == torch.float64 for x in logits)
     long = not fits(columns, True)
-    tiles = row_tiles(min(columns, 4096), True)  # the numbers of two tiles are held at once
-    if long:
-        tiles = row_tiles(2048, True)
+    # As for float64: the sums are held beside a view's numbers.
+    tiles = row_tiles(2048 if long else columns, True)
     parts = ceil_div(samples, tiles.block_m)
     for first in range(0, len(logits), _VIEWS):
         group = logits[first : first + _VIEWS]
@@ -147,5 +146,5 @@ def accumulate_log_softmax_(
             store, *store.stride(), index, index if weight is None else weight, *views,
             first, samples, columns, parts,
             VIEWS=len(group), ALL=len(logits), WEIGHTED=weight is not None,
-            SUM=tl.float64 if double else tl.float32, LONG=long, **tiles.options(),
+            DOUBLE=double, LONG=long, **tiles.options(),
         )  # fmt: skip

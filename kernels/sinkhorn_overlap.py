@@ -19,17 +19,25 @@ _PROGRAMS = 512  # at least, so that the parts (64 KB each) stay small and the G
 
 
 @triton.jit
-def factor(row, hi, lo, scales, b, first_column, K, stride_k, c, z, WIDTH: tl.constexpr):
+def factor(stored, potential, c, z):
     """sqrt(c_i) pi_ik of a block of columns."""
-    columns = (first_column + tl.arange(0, WIDTH),)
-    potential = load_potential(hi, lo, scales, b, columns, K)
-    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, float("-inf")))
-    exponentials, rest = shares(tiles, potential, z)
+    exponentials, rest = shares(widen(stored), potential, z)
     root = tl.where(c != 0, tl.sqrt(c) * rest, 0.0).to(exponentials[0].dtype)
     product = exponentials[0] * root[:, None]
-    if hi.dtype.element_ty != tl.float64:
+    if product.dtype != tl.float64:
         product = product.to(tl.bfloat16)
     return product
+
+
+@triton.jit
+def load_pair(log_p, stride_n, stride_k, weight, logsumexp, rows, last, left, right, K):
+    """Rows' weights and logsumexp, and their entries in two blocks of columns."""
+    c = tl.load(weight + rows, mask=rows < last, other=0.0)
+    z = tl.load(logsumexp + rows, mask=c != 0, other=0.0)
+    row = log_p + rows.to(tl.int64) * stride_n
+    kept, nothing = c != 0, float("-inf")
+    stored_left = load_tiles(row, left, K, stride_k, kept, nothing)
+    return c, z, stored_left, load_tiles(row, right, K, stride_k, kept, nothing)
 
 
 @triton.jit
@@ -46,22 +54,32 @@ def overlap_kernel(
         accumulator: tl.constexpr = tl.float64 if hi.dtype.element_ty == tl.float64 else tl.float32
         log_p += b * stride_b
         weight += b * N
+        logsumexp += b * N
         first = part * chunk
         last = tl.minimum(first + chunk, N)
         if not any_weight(weight, first, last):
             last = first
-        total = tl.zeros((WIDTH, WIDTH), accumulator)
-        for start in range(first, last, BLOCK_M):
-            rows = start + tl.arange(0, BLOCK_M)
-            c = tl.load(weight + rows, mask=rows < last, other=0.0)
-            z = tl.load(logsumexp + b * N + rows, mask=c != 0, other=0.0)
-            row = log_p + rows.to(tl.int64) * stride_n
-            left = factor(row, hi, lo, scales, b, i * WIDTH, K, stride_k, c, z, WIDTH)
-            right = left
-            if i != j:
-                right = factor(row, hi, lo, scales, b, j * WIDTH, K, stride_k, c, z, WIDTH)
-            total = tl.dot(tl.trans(left), right, total, out_dtype=accumulator)
         k = tl.arange(0, WIDTH)
+        left = (i * WIDTH + k,)
+        right = (j * WIDTH + k,)
+        left_potential = load_potential(hi, lo, scales, b, left, K)
+        right_potential = load_potential(hi, lo, scales, b, right, K)
+        total = tl.zeros((WIDTH, WIDTH), accumulator)
+        rows = first + tl.arange(0, BLOCK_M)
+        c, z, stored_left, stored_right = load_pair(
+            log_p, stride_n, stride_k, weight, logsumexp, rows, last, left, right, K
+        )
+        for _ in range(first, last, BLOCK_M):
+            rows += BLOCK_M
+            ahead = load_pair(
+                log_p, stride_n, stride_k, weight, logsumexp, rows, last, left, right, K
+            )
+            one = factor(stored_left, left_potential, c, z)
+            other = one
+            if i != j:
+                other = factor(stored_right, right_potential, c, z)
+            total = tl.dot(tl.trans(one), other, total, out_dtype=accumulator)
+            c, z, stored_left, stored_right = ahead
         where = products + program.to(tl.int64) * (WIDTH * WIDTH)
         tl.store(where + k[:, None] * WIDTH + k[None, :], total)
 
@@ -73,9 +91,9 @@ def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     double = log_p.dtype == torch.float64
     potential = split_potential(v[:, None], lam, log_p.dtype)
     logsumexp, _ = row_logsumexp(log_p, potential, row_marginal)
-    # An accumulator of 128 x 128 is 64 registers of 8 warps' threads, a factor of 32 x 128 is 16.
+    # Of 8 warps' threads, an accumulator of 128 x 128 is 64 registers, a factor of 16 x 128 is 8.
     width = min(32 if double else 128, max(16, power_above(columns)))
-    block_m = 16 if double else 32
+    block_m = 16
     blocks = ceil_div(columns, width)
     chunks = ceil_div(_PROGRAMS, max(1, problems * blocks * (blocks + 1) // 2))
     chunk = block_m * ceil_div(ceil_div(rows, chunks), block_m)

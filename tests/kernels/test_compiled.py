@@ -79,8 +79,8 @@ def test_kernels_compile_and_keep_to_registers(dtype, architecture):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16], ids=str)
-@pytest.mark.parametrize("k", [2, 16, 37, 100, 256, 400, 600, 1024, 3000, 4096, 6000, 8192])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [2, 16, 100, 600, 1024, 3000, 4096, 6000])
 def test_kernels_of_every_shape_keep_to_registers(k, dtype, architecture):
     worst = compile_everything(dtype, k, architecture)
     assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
