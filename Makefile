@@ -10,9 +10,9 @@ test:
 slow:
 	pytest -m slow -s
 
-bench:  ## all of benchmarks/, results in benchmarks/results; one to two hours
+bench:  ## the CPU's, results in benchmarks/results; one to two hours (a GPU's: benchmarks/gpu.sh)
 	mkdir -p .benchmarks
-	pytest benchmarks --size full --benchmark-json=.benchmarks/full.json
+	pytest benchmarks/bench_sinkhorn.py --size full --benchmark-json=.benchmarks/full.json
 	python benchmarks/report.py "$$(python benchmarks/results.py .benchmarks/full.json)"
 
 lint:

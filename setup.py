@@ -1,8 +1,9 @@
 """Builds the compiled operators: selavi/_C for torch, selavi/ops/_numpy for arrays.
 
 SELAVI_BUILD_CUDA and SELAVI_BUILD_NUMPY = auto (default) | 1 | 0 say whether csrc/cuda and
-csrc/numpy are compiled; FORCE_CUDA=1 means SELAVI_BUILD_CUDA=1. CUDA_HOME says where nvcc is if it
-is not on the PATH, TORCH_CUDA_ARCH_LIST for which GPUs to compile. All else is in pyproject.toml.
+csrc/numpy are compiled; auto compiles csrc/cuda where nvcc and a GPU are found, and FORCE_CUDA=1
+means SELAVI_BUILD_CUDA=1. CUDA_HOME says where nvcc is if it is not on the PATH,
+TORCH_CUDA_ARCH_LIST for which GPUs to compile. All else is in pyproject.toml.
 """
 
 import os
@@ -13,6 +14,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from setuptools import Extension, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension
 
@@ -34,8 +36,10 @@ def sources(folder: str, suffix: str) -> list[str]:
     )
 
 
-def decide(part: str, missing: str, default: str = "auto") -> bool:
-    """Whether to build csrc/`part`. Says so, and stops where a demand cannot be met."""
+def decide(part: str, missing: str, reluctant: str = "", default: str = "auto") -> bool:
+    """Whether to build csrc/`part`: not where something is missing, and only on demand where there
+    is a reason to be reluctant. Says so, and stops where a demand cannot be met.
+    """
     variable = f"SELAVI_BUILD_{part.upper()}"
     wanted = os.environ.get(variable, default)
     if wanted not in ("auto", "0", "1"):
@@ -44,6 +48,8 @@ def decide(part: str, missing: str, default: str = "auto") -> bool:
         missing = f"{variable}=0"
     if wanted == "1" and missing:
         sys.exit(f"selavi: {part} was demanded, but {missing}")
+    if wanted == "auto":
+        missing = missing or reluctant
     print(f"selavi: {f'not building {part}: {missing}' if missing else f'building {part}'}")
     return not missing
 
@@ -61,6 +67,7 @@ forced = os.environ.get("FORCE_CUDA", "0") not in ("", "0")
 cuda = decide(
     "cuda",
     "" if nvcc.exists() else "nvcc was not found; set CUDA_HOME to the CUDA toolkit",
+    "" if torch.cuda.is_available() else "torch finds no GPU; SELAVI_BUILD_CUDA=1 builds it anyway",
     default="1" if forced else "auto",
 )
 extensions = [

@@ -12,19 +12,22 @@ import families
 import peers
 from checker import column_error, column_masses, fixed_iterations_error, label_agreement
 from families import Problem
-from measure import iterations_within
+from measure import iterations_within, record
+from peers_geomloss import geomloss_dense
+from peers_ott import ott
+from peers_pot import pot, pot_log
 from selavi.ops import SinkhornResult, sinkhorn
 from selavi.ops._library import primitives
 
 DENSE_PEERS = {
-    "pot_log": peers.pot_log,
-    "ott float32": lambda problem: peers.ott(problem, "float32", anderson=False),
-    "ott float64": lambda problem: peers.ott(problem, "float64", anderson=False),
-    "ott_anderson float32": lambda problem: peers.ott(problem, "float32", anderson=True),
-    "ott_anderson float64": lambda problem: peers.ott(problem, "float64", anderson=True),
-    "geomloss": peers.geomloss_dense,
+    "pot_log": pot_log,
+    "ott float32": lambda problem: ott(problem, "float32", anderson=False),
+    "ott float64": lambda problem: ott(problem, "float64", anderson=False),
+    "ott_anderson float32": lambda problem: ott(problem, "float32", anderson=True),
+    "ott_anderson float64": lambda problem: ott(problem, "float64", anderson=True),
+    "geomloss": geomloss_dense,
 }
-LABEL_PEERS = {"reference": peers.reference, "pot_log": peers.pot_log, "pot": peers.pot}
+LABEL_PEERS = {"reference": peers.reference, "pot_log": pot_log, "pot": pot}
 POT_FAMILIES = ("hard 8/2", "easy 1")  # minutes each
 LABELS = [
     (family, prior, method)
@@ -45,12 +48,6 @@ def solve(problem: Problem, **options) -> SinkhornResult:
         tol=0.8 * problem.target,
         **options,
     )
-
-
-def record(benchmark, section: str, case: str, method: str, **info) -> None:
-    """The last step of a benchmark: without it, report.py drops the time."""
-    benchmark.group = f"{section}: {case}"
-    benchmark.extra_info.update(section=section, case=case, method=method, **info, verified=True)
 
 
 def run_ours(timed, benchmark, section, problem, rounds, method="selavi", **options) -> None:

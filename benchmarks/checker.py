@@ -21,7 +21,7 @@ def column_masses(log_p: Tensor, lam: float, v: Tensor) -> Tensor:
     changes nothing.
     """
     v = v.double()
-    mass = torch.zeros(log_p.shape[1], dtype=torch.float64)
+    mass = torch.zeros_like(v)
     for part in _parts(log_p):
         mass += (lam * log_p[part].double() + v).softmax(-1).sum(0)
     return mass / len(log_p)
@@ -60,9 +60,9 @@ def fixed_iterations_error(scores: Tensor, epsilon: float, iterations: int, plan
 def _fixed_potentials(scores: Tensor, epsilon: float, iterations: int) -> tuple[Tensor, Tensor]:
     """Columns to 1/K, then rows to 1/B, so many times, from u = 0."""
     batch, prototypes = scores.shape
-    u = torch.zeros(batch, dtype=torch.float64)
+    u = torch.zeros(batch, dtype=torch.float64, device=scores.device)
     for _ in range(iterations):
-        total = torch.full((prototypes,), -torch.inf, dtype=torch.float64)
+        total = u.new_full((prototypes,), -torch.inf)
         for part in _parts(scores):
             x = scores[part].double() / epsilon + u[part, None]
             total = torch.logaddexp(total, x.logsumexp(0))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +43,31 @@ class Problem:
 
 @lru_cache(maxsize=1)  # one matrix at a time
 def family(name: str, rows: int, columns: int) -> Tensor:
-    """Log-probabilities (rows, columns) float32 of a member of FAMILIES.
+    """Log-probabilities (rows, columns) float32 of a member of FAMILIES."""
+    logits = _logits(name, rows, columns, torch.Generator().manual_seed(0))
+    return _by_chunks(torch.empty(rows, columns), lambda part: logits(part).log_softmax(-1))
+
+
+def heads(
+    name: str,
+    count: int,
+    rows: int,
+    columns: int,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Logits (count, rows, columns) of so many draws of a member, made on the device."""
+    result = torch.empty(count, rows, columns, dtype=dtype, device=device)
+    for seed, head in enumerate(result):
+        generator = torch.Generator(device).manual_seed(seed)
+        _by_chunks(head, _logits(name, rows, columns, generator))
+    return result
+
+
+def _logits(
+    name: str, rows: int, columns: int, generator: torch.Generator
+) -> Callable[[slice], Tensor]:
+    """What makes a part's rows; parts must be asked for in order.
 
     hard c/s: class sizes ~ rank^-0.5, W (K, 24) standard normal, S = W W^T / 5, and
     logits = c onehot(y) + s S[y] + s noise. easy s: class sizes ~ 1 / rank, W (K, 32),
@@ -50,25 +75,25 @@ def family(name: str, rows: int, columns: int) -> Tensor:
     """
     kind, parameters = name.split()
     values = [float(value) for value in parameters.split("/")]
-    generator = torch.Generator().manual_seed(0)
-    ranks = torch.arange(1, columns + 1, dtype=torch.float64)
+    at: Any = {"generator": generator, "device": generator.device}
+    ranks = torch.arange(1, columns + 1, dtype=torch.float64, device=generator.device)
     sizes = ranks**-0.5 if kind == "hard" else 1 / ranks
     y = torch.multinomial(sizes, rows, replacement=True, generator=generator)
-    w = torch.randn(columns, 24 if kind == "hard" else 32, generator=generator)
+    w = torch.randn(columns, 24 if kind == "hard" else 32, **at)
     if kind == "hard":
-        similarity = values[1] * (w @ w.T / 5) + values[0] * torch.eye(columns)
+        one_hot = torch.eye(columns, device=generator.device)
+        similarity = values[1] * (w @ w.T / 5) + values[0] * one_hot
 
-        def logits(y: Tensor) -> Tensor:
-            noise = torch.randn(len(y), columns, generator=generator)
-            return similarity[y] + values[1] * noise
+        def logits(part: slice) -> Tensor:
+            return similarity[y[part]] + values[1] * torch.randn(len(y[part]), columns, **at)
 
     else:
 
-        def logits(y: Tensor) -> Tensor:
-            x = w[y] + 1.5 * torch.randn(len(y), 32, generator=generator)
+        def logits(part: slice) -> Tensor:
+            x = w[y[part]] + 1.5 * torch.randn(len(y[part]), 32, **at)
             return values[0] * x @ w.T / 32**0.5
 
-    return _by_chunks(rows, columns, lambda part: logits(y[part]).log_softmax(-1))
+    return logits
 
 
 def assignment(name: str, prior: str, rows: int, columns: int, target: float = 2e-6) -> Problem:
@@ -94,11 +119,11 @@ def perturbed(problem: Problem, share: float = 0.1) -> Problem:
         noise = torch.randn(log_p[part].shape, generator=generator)
         return (log_p[part] + sd * noise).log_softmax(-1)
 
-    return replace(problem, log_p=_by_chunks(*log_p.shape, moved))
+    return replace(problem, log_p=_by_chunks(torch.empty_like(log_p), moved))
 
 
 @lru_cache(maxsize=1)
-def dense(points: int, relative_reg: float, target: float = 1e-6) -> Problem:
+def dense(points: int, relative_reg: float, target: float = 1e-6, device: str = "cpu") -> Problem:
     """Squared Euclidean cost between two sets of uniform points in the unit square.
 
     reg is relative to the largest cost: log_p = -cost and lam = 1 / reg.
@@ -108,14 +133,15 @@ def dense(points: int, relative_reg: float, target: float = 1e-6) -> Problem:
     cost = (torch.cdist(x, y) ** 2).float()
     uniform = torch.full((points,), 1 / points, dtype=torch.float64)
     lam = 1 / (relative_reg * cost.max().item())
-    return Problem(f"reg {relative_reg:g}", -cost, lam, uniform, target)
+    name = f"reg {relative_reg:g}"
+    return Problem(name, -cost.to(device), lam, uniform.to(device), target)
 
 
 @lru_cache(maxsize=1)
-def scores(batch: int, prototypes: int) -> Tensor:
+def scores(batch: int, prototypes: int, device: str = "cpu") -> Tensor:
     """Cosines (batch, prototypes) float32 of random directions in 128 dimensions."""
-    generator = torch.Generator().manual_seed(0)
-    x, w = (torch.randn(n, 128, generator=generator) for n in (batch, prototypes))
+    generator = torch.Generator(device).manual_seed(0)
+    x, w = (torch.randn(n, 128, generator=generator, device=device) for n in (batch, prototypes))
     return torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(w).T
 
 
@@ -125,9 +151,8 @@ def trained(step: str) -> Tensor | None:
     return torch.from_numpy(np.load(path)) if path.exists() else None
 
 
-def _by_chunks(rows: int, columns: int, make: Callable[[slice], Tensor]) -> Tensor:
-    result = torch.empty(rows, columns)
-    for first in range(0, rows, _CHUNK):
-        part = slice(first, min(first + _CHUNK, rows))
+def _by_chunks(result: Tensor, make: Callable[[slice], Tensor]) -> Tensor:
+    for first in range(0, len(result), _CHUNK):
+        part = slice(first, min(first + _CHUNK, len(result)))
         result[part] = make(part)
     return result

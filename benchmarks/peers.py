@@ -1,20 +1,13 @@
-"""The baselines. Each prepares its inputs in its own layout and type, untimed, and gives a Peer."""
+"""The baselines in torch alone, and what a Peer is.
+
+Each prepares its inputs in its own layout and type, untimed. peers_*.py hold those that need a
+package.
+"""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
-from unittest import mock
 
-import geomloss.ot
-import jax
-import numpy as np
-import ot
-import torch
-from ot.backend import TorchBackend
-from ott.geometry.geometry import Geometry
-from ott.solvers import linear
-from ott.solvers.linear.acceleration import AndersonAcceleration
 from torch import Tensor
 
 from families import Problem
@@ -56,7 +49,7 @@ def reference(problem: Problem) -> Peer:
         plan = problem.log_p.double()
         plan -= plan.amax(1, keepdim=True)
         plan.mul_(problem.lam).exp_()
-        beta = torch.full((n,), 1 / n, dtype=torch.float64)
+        beta = plan.new_full((n,), 1 / n)
         for iteration in range(1, most + 1):  # noqa: B007
             alpha = problem.col_marginal / (beta @ plan)
             scaled = (1 / n) / (plan @ alpha)
@@ -72,117 +65,6 @@ def reference(problem: Problem) -> Peer:
         "float64",
         lambda most: lambda: solve(min(most, 2000)),
         lambda out: Solution(out[0].log(), out[2], out[1]),
-    )
-
-
-def _stop_at_l1() -> AbstractContextManager[Any]:
-    """POT stops on the Euclidean norm of the column residual: make it the L1 norm, as for all."""
-    return mock.patch.object(TorchBackend, "norm", lambda self, a: a.abs().sum())
-
-
-def _pot(
-    problem: Problem, solver: Callable[..., Any], v: Callable[[dict[str, Tensor]], Tensor]
-) -> Peer:
-    n = len(problem.log_p)
-    row_marginal = torch.full((n,), 1 / n, dtype=torch.float64)
-    cost = -problem.log_p.double()
-
-    def solve(most: int) -> tuple[Tensor, dict[str, Any]]:
-        with _stop_at_l1():
-            plan, log = solver(
-                row_marginal,
-                problem.col_marginal,
-                cost,
-                1 / problem.lam,
-                numItermax=most,
-                stopThr=problem.target,
-                log=True,
-            )
-        return plan.argmax(1), log
-
-    return Peer(
-        "float64",
-        lambda most: lambda: solve(most),
-        lambda out: Solution(v(out[1]), out[1]["niter"] + 1, out[0]),
-    )
-
-
-def pot_log(problem: Problem) -> Peer:
-    """POT's ot.bregman.sinkhorn_log on torch tensors, and its plan's labels.
-
-    In float64: in float32 its exponentials become subnormal, which takes twice the time, and the
-    error stalls above 2e-6.
-    """
-    return _pot(problem, ot.bregman.sinkhorn_log, lambda log: log["log_v"])
-
-
-def pot(problem: Problem) -> Peer:
-    """POT's ot.sinkhorn (kernel domain) on torch tensors, and its plan's labels.
-
-    In float64: exp(-20 * 5.7), common in the easiest problem, is 0 in float32.
-    """
-    return _pot(problem, ot.sinkhorn, lambda log: log["v"].log())
-
-
-def ott(problem: Problem, dtype: str, anderson: bool) -> Peer:
-    """OTT-JAX on a dense cost, compiled ahead; Anderson with a memory of 5 or its default.
-
-    Of memories 2 (its default) and 5, the latter took fewer iterations. A float32 run aims at 0.8
-    of the error, as ours does, because its own measure of the error is in float32.
-    """
-    wide = dtype == "float64"
-    reg = 1 / problem.lam
-    target = problem.target if wide else 0.8 * problem.target
-    with _jax_precision(wide):
-        cost = jax.numpy.asarray((-problem.log_p).numpy().astype(dtype))
-
-    def compiled(most: int) -> Callable[[], Any]:
-        def solve(cost: jax.Array) -> Any:
-            return linear.solve(
-                Geometry(cost_matrix=cost, epsilon=reg),
-                threshold=target,
-                max_iterations=most,
-                anderson=AndersonAcceleration(memory=5) if anderson else None,
-            )
-
-        with _jax_precision(wide):
-            run = jax.jit(solve).lower(cost).compile()
-
-        def job() -> Any:
-            with _jax_precision(wide):
-                return jax.block_until_ready(run(cost))
-
-        return job
-
-    def solution(out: Any) -> Solution:
-        with _jax_precision(wide):
-            g, iterations = np.array(out.g, dtype=np.float64), int(out.n_iters)
-        return Solution(torch.from_numpy(g) / reg, iterations)
-
-    return Peer(dtype, compiled, solution)
-
-
-def _jax_precision(wide: bool) -> AbstractContextManager[Any]:
-    return jax.enable_x64(True) if wide else nullcontext()
-
-
-def geomloss_dense(problem: Problem) -> Peer:
-    """geomloss.ot.solve on a dense cost, float32: it anneals, so more iterations bring it nearer.
-
-    It has no stop rule (tol is not used), and its error falls as 1 / iterations, so that it ends
-    far above what float32 resolves.
-    """
-    cost, reg = -problem.log_p, 1 / problem.lam
-
-    def solution(out: tuple[Any, int]) -> Solution:
-        result, most = out
-        v = result.potential_b.double() / reg + problem.col_marginal.log()
-        return Solution(v, most)
-
-    return Peer(
-        "float32",
-        lambda most: lambda: (geomloss.ot.solve(cost, reg=reg, max_iter=most), most),
-        solution,
     )
 
 

@@ -6,6 +6,9 @@ STABLE_TORCH_LIBRARY(selavi, m) {
   m.def(
       "sinkhorn_pass(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) "
       "-> (Tensor col_mass, Tensor mean_logsumexp)");
+  m.def(
+      "sinkhorn_iterations(Tensor log_p, Tensor v, Tensor row_marginal, Tensor col_marginal, "
+      "Tensor lam, int count) -> (Tensor v, Tensor col_mass, Tensor mean_logsumexp)");
   m.def("sinkhorn_overlap(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam) -> Tensor");
   m.def(
       "sinkhorn_labels(Tensor log_p, Tensor v, Tensor lam) "
@@ -14,9 +17,6 @@ STABLE_TORCH_LIBRARY(selavi, m) {
       "sinkhorn_plan(Tensor log_p, Tensor v, Tensor row_marginal, Tensor lam, ScalarType dtype) "
       "-> Tensor");
   m.def("sinkhorn_column_logsumexp(Tensor log_p, Tensor u, Tensor lam) -> Tensor");
-  m.def(
-      "sinkhorn_iterations(Tensor log_p, Tensor v, Tensor row_marginal, Tensor col_marginal, "
-      "Tensor lam, int count) -> (Tensor v, Tensor col_mass, Tensor mean_logsumexp)");
   m.def("permute_prior(Tensor prior, Tensor mass) -> Tensor");
   m.def(
       "accumulate_log_softmax_(Tensor(a!) store, Tensor[] logits, Tensor index, Tensor? weight) "

@@ -138,6 +138,15 @@ def demo(
     run_demo(out, num_clips=clips, seed=seed, workers=workers)
 
 
+@app.command()
+def doctor() -> None:
+    """Say what is built and usable on this machine, what "auto" takes, and why not the others."""
+    from selavi.doctor import report
+
+    for line in report():
+        print(line)
+
+
 def main() -> None:
     """Entry point. Exit codes: 0 done, 2 a mistake in the input, 75 interrupted and resumable.
 

@@ -11,8 +11,7 @@ constexpr bool kFma = SELAVI_FMA;
 template <typename Number>
 SELAVI_INLINE void column_shifts(const Number* tile, const Potential<Number>& rows, int64_t first,
                                  int64_t last, int64_t width, Number* __restrict shift) {
-  const Number scale = rows.scale_hi;
-  const Number none = keep_finite(static_cast<Number>(-__builtin_inf())) * scale / 2;
+  const Number scale = rows.scale;
   for (int64_t k = 0; k < width; ++k) shift[k] = static_cast<Number>(-__builtin_inf());
   for (int64_t i = first; i < last; ++i) {
     const Number hi = rows.hi[i];
@@ -27,7 +26,7 @@ SELAVI_INLINE void column_shifts(const Number* tile, const Potential<Number>& ro
 #pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
     const auto rounded = static_cast<Number>(round_to(shift[k], rows.quantum));
-    shift[k] = shift[k] > none ? rounded : Number(0);
+    shift[k] = shift[k] > static_cast<Number>(-__builtin_inf()) ? rounded : Number(0);
   }
 }
 
@@ -35,20 +34,19 @@ SELAVI_INLINE void add_exponentials(const float* __restrict row, const Potential
                                     int64_t i, bool far, int64_t width,
                                     const float* __restrict shift, float* __restrict sums) {
   const float hi = rows.hi[i], lo = rows.lo[i], least = rows.least;
-  const float scale_hi = rows.scale_hi, scale_lo = rows.scale_lo;
+  const float scale = rows.scale;
   if (far) {
-    const double scale = static_cast<double>(scale_hi) + scale_lo, u = static_cast<double>(hi) + lo;
+    const double wide = scale, u = static_cast<double>(hi) + lo;
 #pragma omp simd
     for (int64_t k = 0; k < width; ++k) {
-      const auto y = static_cast<float>(scale * row[k] + u - shift[k]);
+      const auto y = static_cast<float>(wide * row[k] + u - shift[k]);
       sums[k] += exp2_below_100<kFma>(y, least);
     }
     return;
   }
 #pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
-    const float y = multiply_add<kFma>(scale_hi, row[k], hi - shift[k]) +
-                    multiply_add<kFma>(scale_lo, row[k], lo);
+    const float y = multiply_add<kFma>(scale, row[k], hi - shift[k]) + lo;
     sums[k] += exp2_below_100<kFma>(y, least);
   }
 }
@@ -56,7 +54,7 @@ SELAVI_INLINE void add_exponentials(const float* __restrict row, const Potential
 SELAVI_INLINE void add_exponentials(const double* __restrict row, const Potential<double>& rows,
                                     int64_t i, bool, int64_t width, const double* __restrict shift,
                                     double* __restrict sums) {
-  const double u = rows.hi[i], scale = rows.scale_hi;
+  const double u = rows.hi[i], scale = rows.scale;
 #pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
     sums[k] += exp_nonpositive(multiply_add<kFma>(scale, row[k], u) - shift[k]);
@@ -66,12 +64,12 @@ SELAVI_INLINE void add_exponentials(const double* __restrict row, const Potentia
 // Merges exp(shift) sums into the running exp(max) sum of each column.
 template <typename Number>
 SELAVI_INLINE void merge_columns(const Number* __restrict shift, const Number* __restrict sums,
-                                 int64_t width, double* __restrict max, double* __restrict sum) {
-  constexpr double kUnit = sizeof(Number) == sizeof(float) ? kLog2 : 1.0;
+                                 double unit, int64_t width, double* __restrict max,
+                                 double* __restrict sum) {
   constexpr double kNone = -__builtin_inf();
 #pragma omp simd
   for (int64_t k = 0; k < width; ++k) {
-    const double other = sums[k] == Number(0) ? kNone : shift[k] * kUnit;
+    const double other = sums[k] == Number(0) ? kNone : shift[k] * unit;
     const double both = other > max[k] ? other : max[k];
     const double finite = both == kNone ? 0.0 : both;
     sum[k] = sum[k] * exp_nonpositive(max[k] - finite) +
@@ -104,7 +102,7 @@ SELAVI_INLINE void column_tile(const RowBlock<Storage>& block,
       if (rows.hi[i] == static_cast<Number>(-__builtin_inf())) continue;
       add_exponentials(tile + (i - first) * width, rows, i, far, width, shift, sums);
     }
-    merge_columns(shift, sums, width, max, sum);
+    merge_columns(shift, sums, rows.unit, width, max, sum);
   }
 }
 

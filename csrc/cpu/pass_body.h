@@ -20,7 +20,7 @@ __attribute__((noinline)) void softmax_quad(const float* const* log_p,
   const float* const rows[kQuad] = {log_p[0], log_p[1], log_p[2], log_p[3]};
   const float* __restrict hi = potential.hi;
   const float* __restrict lo = potential.lo;
-  const float scale_hi = potential.scale_hi, scale_lo = potential.scale_lo, least = potential.least;
+  const float scale = potential.scale, least = potential.least;
   float parts[kQuad][kLanes];
   for (auto& part : parts) {
     for (float& top : part) top = -__builtin_inff();
@@ -30,7 +30,7 @@ __attribute__((noinline)) void softmax_quad(const float* const* log_p,
     for (int64_t j = 0; j < kQuad; ++j) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        const float x = multiply_add<kFma>(scale_hi, rows[j][k + lane], hi[k + lane]);
+        const float x = multiply_add<kFma>(scale, rows[j][k + lane], hi[k + lane]);
         parts[j][lane] = x > parts[j][lane] ? x : parts[j][lane];
       }
     }
@@ -62,8 +62,8 @@ __attribute__((noinline)) void softmax_quad(const float* const* log_p,
 #pragma omp simd
         for (int64_t lane = 0; lane < kLanes; ++lane) {
           const float x = rows[j][k + lane];
-          const float y = multiply_add<kFma>(scale_hi, x, hi[k + lane] - float_shift[j]) +
-                          multiply_add<kFma>(scale_lo, x, lo[k + lane]);
+          const float y =
+              multiply_add<kFma>(scale, x, hi[k + lane] - float_shift[j]) + lo[k + lane];
           const float exponential = exp2_below_100<kFma>(y, least);
           exponentials[j * stride + k + lane] = exponential;
           parts[j][lane] += exponential;
@@ -72,7 +72,7 @@ __attribute__((noinline)) void softmax_quad(const float* const* log_p,
     }
     for (int64_t j = 0; j < kQuad; ++j) sum[j] += lane_sum(parts[j]);
   }
-  for (int64_t j = 0; j < kQuad; ++j) softmax[j] = {shift[j] * kLog2, sum[j]};
+  for (int64_t j = 0; j < kQuad; ++j) softmax[j] = {shift[j] * potential.unit, sum[j]};
 }
 
 void softmax_quad(const double* const* log_p, const Potential<double>& potential, const Ahead&,
@@ -157,7 +157,7 @@ SELAVI_INLINE void pass_long_quad(const RowBlock<Storage>& block, const Quad& qu
     const bool more = begin + chunk < width;
     const Ahead ahead = more ? ahead_of(matrix, quad.row[0], block.last, begin + chunk)
                              : ahead_of(matrix, quad.row[0] + kQuad, block.last, 0);
-    const Potential<Number> there = {potential.scale_hi,   potential.scale_lo,   potential.quantum,
+    const Potential<Number> there = {potential.scale,      potential.unit,       potential.quantum,
                                      potential.hi + begin, potential.lo + begin, potential.least};
     softmax_quad(log_p, there, ahead, count, width, exponentials + begin, parts[begin / chunk]);
   }

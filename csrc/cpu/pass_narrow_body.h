@@ -73,7 +73,7 @@ __attribute__((noinline)) void softmax_group(const float* __restrict log_p,
                                              RowSoftmax* softmax) {
   const float* __restrict hi = potential.hi;
   const float* __restrict lo = potential.lo;
-  const float scale_hi = potential.scale_hi, scale_lo = potential.scale_lo;
+  const float scale = potential.scale;
   const Ahead ahead = later;
   float tops[kTiles][kTile], sums[kTiles][kTile];
   for (auto& tile : tops) {
@@ -84,8 +84,7 @@ __attribute__((noinline)) void softmax_group(const float* __restrict log_p,
     for (int64_t t = 0; t < kTiles; ++t) {
 #pragma omp simd
       for (int64_t lane = 0; lane < kTile; ++lane) {
-        const float x =
-            multiply_add<kFma>(scale_hi, log_p[(t * columns + k) * kTile + lane], hi[k]);
+        const float x = multiply_add<kFma>(scale, log_p[(t * columns + k) * kTile + lane], hi[k]);
         tops[t][lane] = x > tops[t][lane] ? x : tops[t][lane];
       }
     }
@@ -104,12 +103,11 @@ __attribute__((noinline)) void softmax_group(const float* __restrict log_p,
     exponentiate_group(
         [&](int64_t t, int64_t k, int64_t lane) __attribute__((always_inline)) {
           const float x = log_p[(t * columns + k) * kTile + lane];
-          return multiply_add<kFma>(scale_hi, x, hi[k] - tops[t][lane]) +
-                 multiply_add<kFma>(scale_lo, x, lo[k]);
+          return multiply_add<kFma>(scale, x, hi[k] - tops[t][lane]) + lo[k];
         },
         potential.least, ahead, columns, exponentials, sums);
   } else {
-    const double scale = static_cast<double>(scale_hi) + scale_lo;
+    const double wide = scale;
     for (auto& tile : shift) {
       for (double& top : tile) top = -__builtin_inf();
     }
@@ -118,7 +116,7 @@ __attribute__((noinline)) void softmax_group(const float* __restrict log_p,
         const double v = static_cast<double>(hi[k]) + lo[k];
 #pragma omp simd
         for (int64_t lane = 0; lane < kTile; ++lane) {
-          const double x = scale * log_p[(t * columns + k) * kTile + lane] + v;
+          const double x = wide * log_p[(t * columns + k) * kTile + lane] + v;
           shift[t][lane] = x > shift[t][lane] ? x : shift[t][lane];
         }
       }
@@ -127,19 +125,15 @@ __attribute__((noinline)) void softmax_group(const float* __restrict log_p,
         [&](int64_t t, int64_t k, int64_t lane) __attribute__((always_inline)) {
           const double x = log_p[(t * columns + k) * kTile + lane];
           const double v = static_cast<double>(hi[k]) + lo[k];
-          return static_cast<float>(scale * x + v - shift[t][lane]);
+          return static_cast<float>(wide * x + v - shift[t][lane]);
         },
         potential.least, ahead, columns, exponentials, sums);
-    const double none = 0.5 * scale * kFloor;
-    for (auto& tile : shift) {
-      for (double& top : tile) top = top > none ? top : -__builtin_inf();
-    }
   }
   const double* shifts = &shift[0][0];
   const float* all_sums = &sums[0][0];
 #pragma omp simd
   for (int64_t j = 0; j < kGroup; ++j) {
-    softmax[j].shift = shifts[j] * kLog2;
+    softmax[j].shift = shifts[j] * potential.unit;
     softmax[j].sum = static_cast<double>(all_sums[j]);
   }
 }

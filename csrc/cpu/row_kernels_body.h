@@ -134,7 +134,7 @@ void add_log_softmax(const RowBlock<Storage>& block, const Potential<Compute<Sto
     double* __restrict target = accumulator + (i - block.first) * columns;
 #pragma omp simd
     for (int64_t k = 0; k < columns; ++k) {
-      const double x = logits[k] <= kFloor ? -__builtin_inf() : static_cast<double>(logits[k]);
+      const auto x = static_cast<double>(logits[k]);
       target[k] += factor * (x - logsumexp);
     }
   }

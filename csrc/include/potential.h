@@ -31,17 +31,17 @@ template <typename Number>
 class PotentialParts {
  public:
   PotentialParts(const double* v, double lam, int64_t count);
-  Potential<Number> view() { return {scale_hi_, scale_lo_, quantum_, hi_.data(), lo_.data()}; }
+  Potential<Number> view() { return {scale_, unit_, quantum_, hi_.data(), lo_.data()}; }
 
  private:
-  Number scale_hi_, scale_lo_;
-  double quantum_;
+  Number scale_;
+  double unit_, quantum_;
   Scratch<Number> hi_, lo_;
 };
 
 template <>
 inline PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count)
-    : scale_hi_(lam), scale_lo_(0.0), quantum_(0.0), hi_(padded(count)), lo_(0) {
+    : scale_(lam), unit_(1.0), quantum_(0.0), hi_(padded(count)), lo_(0) {
   std::fill(std::copy_n(v, count, hi_.data()), hi_.data() + padded(count), 0.0);
 }
 
@@ -50,17 +50,16 @@ inline PotentialParts<double>::PotentialParts(const double* v, double lam, int64
 template <>
 inline PotentialParts<float>::PotentialParts(const double* v, double lam, int64_t count)
     : hi_(padded(count)), lo_(padded(count)) {
-  const double to_base_2 = 1.0 / kLog2;
-  scale_hi_ = static_cast<float>(lam * to_base_2);
-  scale_lo_ = static_cast<float>(lam * to_base_2 - scale_hi_);
+  scale_ = static_cast<float>(lam / kLog2);
+  unit_ = lam / scale_;
   constexpr double kUsual = 64.0;
-  double largest = lam * kUsual * to_base_2;
+  double largest = scale_ * kUsual;
   for (int64_t k = 0; k < count; ++k) {
-    if (std::isfinite(v[k])) largest = std::max(largest, std::abs(v[k]) * to_base_2);
+    if (std::isfinite(v[k])) largest = std::max(largest, std::abs(v[k]) / unit_);
   }
   quantum_ = std::exp2(std::ceil(std::log2(std::max(largest, 1.0))) - 23.0);
   for (int64_t k = 0; k < padded(count); ++k) {
-    const double value = k < count ? v[k] * to_base_2 : 0.0;
+    const double value = k < count ? v[k] / unit_ : 0.0;
     const double hi = round_to(value, quantum_);
     hi_.data()[k] = static_cast<float>(hi);
     lo_.data()[k] = std::isfinite(hi) ? static_cast<float>(value - hi) : 0.0f;

@@ -28,11 +28,6 @@ struct MatrixView {
   int64_t column_stride;
 };
 
-// Floats are kept finite, so that no product with a zero or negative number makes NaN of -inf.
-constexpr float kFloor = -0x1p100f;
-SELAVI_INLINE float keep_finite(float value) { return kFloor > value ? kFloor : value; }
-SELAVI_INLINE double keep_finite(double value) { return value; }
-
 // Copies row i of `matrix` to rows + i * stride for i in [first, last), along its memory.
 template <typename Storage>
 SELAVI_INLINE void load_rows(const MatrixView<Storage>& matrix, int64_t first, int64_t last,
@@ -42,14 +37,14 @@ SELAVI_INLINE void load_rows(const MatrixView<Storage>& matrix, int64_t first, i
       const Storage* __restrict source = matrix.data + i * matrix.row_stride;
       Compute<Storage>* __restrict target = rows + (i - first) * stride;
 #pragma omp simd
-      for (int64_t k = 0; k < matrix.columns; ++k) target[k] = keep_finite(widen(source[k]));
+      for (int64_t k = 0; k < matrix.columns; ++k) target[k] = widen(source[k]);
     }
     return;
   }
   for (int64_t k = 0; k < matrix.columns; ++k) {
     const Storage* source = matrix.data + k * matrix.column_stride;
     for (int64_t i = first; i < last; ++i) {
-      rows[(i - first) * stride + k] = keep_finite(widen(source[i * matrix.row_stride]));
+      rows[(i - first) * stride + k] = widen(source[i * matrix.row_stride]);
     }
   }
 }
@@ -59,7 +54,7 @@ template <typename Number>
 SELAVI_INLINE void pad_rows(Number* rows, int64_t count, int64_t columns, int64_t stride) {
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t k = columns; k < stride; ++k) {
-      rows[i * stride + k] = keep_finite(static_cast<Number>(-__builtin_inf()));
+      rows[i * stride + k] = static_cast<Number>(-__builtin_inf());
     }
   }
 }

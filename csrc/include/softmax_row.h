@@ -12,18 +12,21 @@ namespace selavi {
 
 constexpr double kLog2 = 0.693147180559945309417;
 
-// What x_k = lam * log_p_k + v_k needs beside log_p. In double, hi = v and scale_hi = lam.
+// What x_k = lam * log_p_k + v_k needs beside log_p: x_k = unit * (scale * log_p_k + hi_k + lo_k).
+// In double, scale = lam, hi = v, and the unit is 1.
 //
-// In float everything is in base 2: v_k log2(e) = hi_k + lo_k with hi_k a multiple of `quantum`, a
-// power of two, and lam log2(e) = scale_hi + scale_lo. Less a shift that is such a multiple too,
-//   x_k log2(e) - shift = (scale_hi log_p_k + (hi_k - shift)) + (scale_lo log_p_k + lo_k)
+// In float the unit is that of base 2, log 2, but for what makes lam / unit = scale a float: so the
+// product's factor is exact, and 2^y in place of exp(unit y) is wrong by 4e-8 |y| at most, for y <=
+// 0 by 3e-8 of a row's sum. hi_k is a multiple of `quantum`, a power of two. Less a shift that is
+// such a multiple too,
+//   x_k / unit - shift = (scale log_p_k + (hi_k - shift)) + lo_k
 // has an exact difference inside and is rounded at its own size, not at the size of x_k: at
 // |x_k| = 1e7 a plain float would be off by 1/2. The difference is exact as long as neither hi_k,
 // which sees to the quantum, nor the shift is above 2^23 quanta.
 template <typename Number>
 struct Potential {
-  Number scale_hi;
-  Number scale_lo;
+  Number scale;
+  double unit;
   double quantum;
   const Number* hi;
   const Number* lo;
@@ -103,7 +106,7 @@ template <bool kFma, typename Number>
 SELAVI_INLINE Number row_top(const Number* __restrict log_p, const Potential<Number>& potential,
                              int64_t count) {
   const Number* __restrict hi = potential.hi;
-  const Number scale = potential.scale_hi;
+  const Number scale = potential.scale;
   Number tops[kLanes];
   for (Number& top : tops) top = static_cast<Number>(-__builtin_inf());
   for (int64_t k = 0; k < count; k += kLanes) {
@@ -123,7 +126,7 @@ SELAVI_INLINE RowSoftmax softmax_far_row(const float* __restrict log_p,
                                          float* __restrict exponentials) {
   const float* __restrict hi = potential.hi;
   const float* __restrict lo = potential.lo;
-  const double scale = static_cast<double>(potential.scale_hi) + potential.scale_lo;
+  const double scale = potential.scale;
   double top = -__builtin_inf();
 #pragma omp simd reduction(max : top)
   for (int64_t k = 0; k < count; ++k) {
@@ -135,7 +138,7 @@ SELAVI_INLINE RowSoftmax softmax_far_row(const float* __restrict log_p,
         return static_cast<float>(scale * log_p[k] + (static_cast<double>(hi[k]) + lo[k]) - top);
       },
       potential.least, count, exponentials);
-  return {top > 0.5 * scale * kFloor ? top * kLog2 : -__builtin_inf(), sum};
+  return {top * potential.unit, sum};
 }
 
 // exponentials_k = exp(x_k - shift), given row_top. NaN and +inf in log_p make the sum NaN; log_p
@@ -150,15 +153,14 @@ SELAVI_INLINE RowSoftmax softmax_row(const float* __restrict log_p,
   }
   const float* __restrict hi = potential.hi;
   const float* __restrict lo = potential.lo;
-  const float scale_hi = potential.scale_hi, scale_lo = potential.scale_lo;
+  const float scale = potential.scale;
   const auto float_shift = static_cast<float>(shift);
   const double sum = exponentiate<kFma>(
       [=](int64_t k) __attribute__((always_inline)) {
-        return multiply_add<kFma>(scale_hi, log_p[k], hi[k] - float_shift) +
-               multiply_add<kFma>(scale_lo, log_p[k], lo[k]);
+        return multiply_add<kFma>(scale, log_p[k], hi[k] - float_shift) + lo[k];
       },
       potential.least, count, exponentials);
-  return {shift * kLog2, sum};
+  return {shift * potential.unit, sum};
 }
 
 template <bool kFma>
@@ -166,7 +168,7 @@ SELAVI_INLINE RowSoftmax softmax_row(const double* __restrict log_p,
                                      const Potential<double>& potential, double top, int64_t count,
                                      double* __restrict exponentials) {
   const double* __restrict v = potential.hi;
-  const double lam = potential.scale_hi;
+  const double lam = potential.scale;
   double sum = 0.0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t k = 0; k < count; ++k) {

@@ -125,12 +125,18 @@ py::tuple sinkhorn_pass(const py::array& log_p, const Doubles& v, const Doubles&
       if (weight == 0.0) continue;
       const auto* row = rows.reader.row(i);
       for (int64_t s = 0; s < candidates; ++s) {
+        if (std::isnan(potentials[(b * candidates + s) * k])) continue;
         const RowSoftmax softmax = rows.softmax(row, static_cast<size_t>(s));
         rows.add(weight / softmax.sum, masses + (b * candidates + s) * k);
         values[b * candidates + s] += weight * (softmax.shift + std::log(softmax.sum));
       }
     }
   });
+  for (int64_t row = 0; row < problems * candidates; ++row) {
+    if (!std::isnan(potentials[row * k])) continue;
+    std::fill_n(masses + row * k, k, potentials[row * k]);
+    values[row] = potentials[row * k];
+  }
   return py::make_tuple(mass, value);
 }
 
@@ -221,7 +227,7 @@ Doubles sinkhorn_column_logsumexp(const py::array& log_p, const Doubles& u, cons
         if (shift == -kInfinity) continue;
         const auto* row = rows.reader.row(i);
         for (size_t j = 0; j < max.size(); ++j) {
-          if (row[j] <= kFloor) continue;  // -inf
+          if (row[j] == -__builtin_inf()) continue;
           const double x = rows.lam * static_cast<double>(row[j]) + shift;
           if (have_max) sum[j] += std::exp(x - max[j]);
           if (!have_max) max[j] = std::max(max[j], x);

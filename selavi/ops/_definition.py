@@ -6,7 +6,7 @@ for the column potential v is Q_ik = c_i pi_ik: the row potential is u_i = log c
 is the state of a solver. Rows of weight c_i = 0 are skipped. Everything returned is float64.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def sinkhorn_pass(
 ) -> tuple[Tensor, Tensor]:
     """Column masses sum_i c_i pi_ik (B, S, K) and sum_i c_i Z_i (B, S) at v (B, S, K).
 
-    log_p is (B, N, K) of any floating dtype and strides, row_marginal (B, N) float64.
+    log_p is (B, N, K) of any floating dtype and strides, row_marginal (B, N) float64. A candidate
+    that begins with NaN is not tried, which a backend makes use of: its results are NaN.
     """
     mass = torch.zeros_like(v)
     mean_logsumexp = v.new_zeros(v.shape[:2])
@@ -40,6 +41,44 @@ def sinkhorn_pass(
             mass[:, s] += torch.einsum("bn,bnk->bk", weight, x.softmax(-1))
             mean_logsumexp[:, s] += (weight * x.logsumexp(-1)).sum(-1)
     return mass, mean_logsumexp
+
+
+Pass = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def repeat_pass(
+    one: Pass,
+    log_p: Tensor,
+    v: Tensor,
+    row_marginal: Tensor,
+    col_marginal: Tensor,
+    lam: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """sinkhorn_iterations for a backend whose sinkhorn_pass is `one`."""
+    v = v.clone()
+    mass, mean_logsumexp = one(log_p, v[:, None], row_marginal, lam)
+    for _ in range(1, count):
+        v += sinkhorn_update(mass[:, 0], col_marginal)
+        mass, mean_logsumexp = one(log_p, v[:, None], row_marginal, lam)
+    return v, mass[:, 0], mean_logsumexp[:, 0]
+
+
+def sinkhorn_update(mass: Tensor, col_marginal: Tensor) -> Tensor:
+    """log r - log m; a column without mass takes the largest finite step."""
+    return col_marginal.log() - mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
+
+
+def sinkhorn_iterations(
+    log_p: Tensor,
+    v: Tensor,
+    row_marginal: Tensor,
+    col_marginal: Tensor,
+    lam: Tensor,
+    count: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`count` passes, between which v (B, K) += log r - log m; the last v and its pass's (m, f)."""
+    return repeat_pass(sinkhorn_pass, log_p, v, row_marginal, col_marginal, lam, count)
 
 
 def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:

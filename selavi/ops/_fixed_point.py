@@ -8,7 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from selavi.ops._problem import Problem, State, check_finite, start
+from selavi.ops._definition import sinkhorn_update
+from selavi.ops._problem import Lookahead, Problem, State, check_finite, is_captured, repeat, start
 
 _MEMORY = 10  # iterates that Anderson's method mixes
 _RIDGE = 1e-10  # relative, of its least-squares problem
@@ -17,20 +18,23 @@ _GROWTH = 2.0
 
 
 def _update(problem: Problem, mass: Tensor) -> Tensor:
-    """g(v) - v; a column without mass takes the largest finite step."""
-    return problem.col_marginal.log() - mass.clamp_min(torch.finfo(mass.dtype).tiny).log()
+    """g(v) - v"""
+    return sinkhorn_update(mass, problem.col_marginal)
 
 
 def solve_sinkhorn(problem: Problem, v: Tensor, tol: float | None, limit: int) -> State:
     """The alternating iteration; without tol exactly `limit` reads and no look at the results."""
+    if tol is None and problem.group is None:
+        return repeat(problem, v, limit)
     state = start(problem, v, torch.zeros_like(v[:, 0]))
-    if tol is not None:
+    if tol is not None and not is_captured():
         check_finite(problem, state)
+    lookahead = Lookahead()
     for _ in range(1, limit):
         active = torch.ones_like(state.reads, dtype=torch.bool)
         if tol is not None:
             active = state.error > tol
-            if not active.any():
+            if not lookahead.any(active):
                 break
         v = problem.agree(state.v + _update(problem, state.mass))
         v = torch.where(active[:, None], v, state.v)
@@ -50,9 +54,10 @@ def solve_anderson(problem: Problem, v: Tensor, tol: float, limit: int) -> State
     best = replace(state)
     points, updates = [state.v], [_update(problem, state.mass)]
     fresh = torch.zeros_like(state.reads)  # iterates since a problem's last failure
+    lookahead = Lookahead()
     for _ in range(1, limit):
         active = best.error > tol
-        if not active.any():
+        if not lookahead.any(active):
             break
         v = problem.agree(_mix(points, updates, fresh))
         v = v - (v * problem.col_marginal).sum(-1, keepdim=True)  # f ignores a constant

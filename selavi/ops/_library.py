@@ -1,16 +1,20 @@
 """Loads the compiled operators, gives them fake kernels, and picks a backend for a call."""
 
+import os
 from collections.abc import Sequence
+from functools import lru_cache, partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from selavi.ops import _definition
+from selavi.ops._choice import choose
 
-Backend = Literal["auto", "torch", "cpu", "numpy"]
+Backend = Literal["auto", "torch", "cpu", "numpy", "cuda", "triton"]
 
 
 class Primitives(Protocol):
@@ -19,6 +23,15 @@ class Primitives(Protocol):
     def sinkhorn_pass(
         self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> tuple[Tensor, Tensor]: ...
+    def sinkhorn_iterations(
+        self,
+        log_p: Tensor,
+        v: Tensor,
+        row_marginal: Tensor,
+        col_marginal: Tensor,
+        lam: Tensor,
+        count: int,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
     def sinkhorn_overlap(
         self, log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor
     ) -> Tensor: ...
@@ -48,6 +61,9 @@ def _load() -> bool:
             f"({error}); reinstall selavi, or delete the file to use the PyTorch definition"
         ) from error
     _register_fakes()
+    torch.library.impl("selavi::sinkhorn_iterations", "CPU")(
+        partial(_definition.repeat_pass, torch.ops.selavi.sinkhorn_pass)
+    )
     return True
 
 
@@ -55,6 +71,17 @@ def _register_fakes() -> None:
     @torch.library.register_fake("selavi::sinkhorn_pass")
     def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> tuple[Tensor, Tensor]:
         return torch.empty_like(v), v.new_empty(v.shape[:2])
+
+    @torch.library.register_fake("selavi::sinkhorn_iterations")
+    def _(
+        log_p: Tensor,
+        v: Tensor,
+        row_marginal: Tensor,
+        col_marginal: Tensor,
+        lam: Tensor,
+        count: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.empty_like(v), torch.empty_like(v), v.new_empty(v.shape[:1])
 
     @torch.library.register_fake("selavi::sinkhorn_overlap")
     def _(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:
@@ -85,42 +112,99 @@ def _register_fakes() -> None:
 
 
 _BUILT = _load()
-_NUMPY_BUILT = find_spec("selavi.ops._numpy") is not None  # neither is imported here
-_HAS_NUMPY = find_spec("numpy") is not None
+# Neither NumPy nor Triton nor what needs them is imported here.
+_NUMPY_BUILT = find_spec("selavi.ops._numpy") is not None
+_HAS_NUMPY, _HAS_TRITON = find_spec("numpy") is not None, find_spec("triton") is not None
+_GPU_BACKENDS = ("cuda", "triton")
+_NAMES = ("torch", "cpu", "numpy", *_GPU_BACKENDS)
 
 
 def backends() -> dict[str, str]:
     """Every backend's name and "available", or why it cannot be used."""
-    missing = "not built: install selavi with a C++ compiler, or run setup.py build_ext --inplace"
-    numpy = "available" if _HAS_NUMPY else "not usable: NumPy is not installed"
-    return {
-        "torch": "available",
-        "cpu": "available" if _BUILT else missing,
-        "numpy": numpy if _NUMPY_BUILT else missing,
-    }
+    return {name: _state(name) for name in _NAMES}
+
+
+def _state(backend: str) -> str:
+    if backend == "torch":
+        return "available"
+    if backend == "triton":
+        if not _HAS_TRITON:
+            return "not usable: Triton is not installed"
+        return "available" if is_interpreted() or torch.cuda.is_available() else _NO_GPU
+    if not (_NUMPY_BUILT if backend == "numpy" else _BUILT):
+        return "not built: install selavi with a C++ compiler, or run setup.py build_ext --inplace"
+    if backend == "numpy" and not _HAS_NUMPY:
+        return "not usable: NumPy is not installed"
+    if backend == "cuda":
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("selavi::sinkhorn_pass", "CUDA"):
+            return "not built: install selavi with nvcc and SELAVI_BUILD_CUDA=1"
+        return "available" if torch.cuda.is_available() and not torch.version.hip else _NO_GPU
+    return "available"
+
+
+_NO_GPU = "not usable: torch finds no GPU of its kind"
+
+
+def is_interpreted() -> bool:
+    """Whether Triton runs its kernels on the CPU, slowly, to be looked at."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def primitives(backend: str, tensor: Tensor) -> Primitives:
-    """The primitives of `backend` for `tensor`.
+    """The primitives of `backend` for `tensor`, whose last dimension is K.
 
-    "auto" takes "cpu" for a CPU tensor if the extension is built and "torch" otherwise. A backend
-    that is named and cannot run raises RuntimeError. "numpy" runs on the CPU.
+    "auto" takes, for a CPU tensor, "cpu" if it was built, and for a GPU tensor each primitive from
+    "cuda" or "triton", whichever was measured as the faster (selavi.ops._choice), or from the one
+    that can run; where none can, "torch". A backend that is named and cannot run raises
+    RuntimeError. "numpy" runs on the CPU.
     """
+    device = tensor.device.type
     if backend == "auto":
-        backend = "cpu" if _BUILT and tensor.device.type == "cpu" else "torch"
-    states = backends()
-    if backend not in states:
-        raise ValueError(f"backend={backend!r} is not one of auto, {', '.join(states)}")
-    if states[backend] != "available":
-        raise RuntimeError(f"backend={backend!r} is {states[backend]}")
-    if backend == "torch":
-        return _definition
-    if tensor.device.type != ("cpu" if backend == "numpy" else backend):
+        return _fastest(tensor)
+    if backend not in _NAMES:
+        raise ValueError(f"backend={backend!r} is not one of auto, {', '.join(_NAMES)}")
+    if (state := _state(backend)) != "available":
+        raise RuntimeError(f"backend={backend!r} is {state}")
+    if backend != "torch" and device != _device_of(backend):
         raise RuntimeError(
             f"backend={backend!r} got a tensor on {tensor.device}; move it, or use backend='auto'"
         )
-    if backend == "numpy":
-        from selavi.ops import _numpy_backend
+    return _named(backend)
 
-        return _numpy_backend
-    return cast(Primitives, torch.ops.selavi)
+
+def _device_of(backend: str) -> str:
+    on_gpu = backend == "cuda" or (backend == "triton" and not is_interpreted())
+    return "cuda" if on_gpu else "cpu"
+
+
+def _named(backend: str) -> Primitives:
+    modules = {"numpy": "selavi.ops._numpy_backend", "triton": "selavi.kernels"}
+    if backend in modules:
+        return cast(Primitives, import_module(modules[backend]))
+    return _definition if backend == "torch" else cast(Primitives, torch.ops.selavi)
+
+
+def _fastest(tensor: Tensor) -> Primitives:
+    if tensor.device.type == "cpu":
+        return _named("cpu") if _BUILT else _definition
+    usable = usable_on_gpu() if tensor.device.type == "cuda" else []
+    if len(usable) < 2:
+        return _named(usable[0]) if usable else _definition
+    return cast(Primitives, _Measured(tensor.shape[-1], tensor.dtype))
+
+
+@lru_cache(maxsize=1)
+def usable_on_gpu() -> list[str]:
+    """The GPU backends that can run; neither the build nor the machine changes meanwhile."""
+    return [name for name in _GPU_BACKENDS if _state(name) == "available"]
+
+
+class _Measured:
+    """Each primitive from the GPU backend that was measured as the faster on K columns of dtype."""
+
+    def __init__(self, columns: int, dtype: torch.dtype) -> None:
+        self._columns, self._dtype = columns, dtype
+
+    def __getattr__(self, primitive: str) -> Any:
+        backend = choose(primitive, self._columns, self._dtype)
+        return getattr(_named(backend), primitive)

@@ -5,14 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from selavi.ops._problem import Problem, State, check_finite, start
+from selavi.ops._problem import Lookahead, Problem, State, check_finite, may_hold, start
 
 Trials = dict[float, tuple[float, ...]]
 # Several steps are tried in one read of the matrix, and the best is kept: for each factor of the
 # damping the whole step and shares of it. In a gap between rows the curvature says nothing of how
 # far a step should go.
 _TRIALS: Trials = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
-# While every step shrinks the error well, a read that tries fewer steps is a cheaper one.
+# While a problem's steps shrink its error well, it tries fewer: that makes its read a cheaper one.
 _FEW_TRIALS: Trials = {0.1: (1.0,), 1.0: (1.0,)}
 _GOOD = 0.25
 # And where it shrinks it very well, the next step does without a Hessian of its own.
@@ -130,34 +130,37 @@ def _iterate(
 
     The objective rises at each, the error need not fall: `best` keeps the least.
     """
+    lookahead = Lookahead()
     damping = torch.full_like(state.error, _FIRST_DAMPING)
     sharpness = torch.where(state.error > _ROUGH_ERROR, _FIRST_SHARPNESS, 1.0)
     stale = torch.ones_like(state.error, dtype=torch.bool)
     laplacian = state.v.new_zeros(*state.v.shape, state.v.shape[-1])
     noise = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # of f, from its exponentials
     modest = torch.zeros_like(stale)  # whether a problem tries few steps
+    few = stale.new_tensor(
+        [share in _FEW_TRIALS.get(factor, ()) for factor in _TRIALS for share in _TRIALS[factor]]
+    )
     while True:
         active = (state.error > tol) & (state.reads + stale.double() + 1 <= limit)
-        if not active.any():
+        if not lookahead.any(active):
             return
         stale &= active
-        if stale.any():
+        if may_hold(stale):
             fresh = problem.laplacian(state.v, sharpness, stale)
             laplacian = torch.where(stale[:, None, None], fresh, laplacian)
         state.reads += stale
-        trials = _FEW_TRIALS if modest[active].all() else _TRIALS
-        steps, dampings = _candidates(problem, state, laplacian, damping, trials)
+        steps, dampings = _candidates(problem, state, laplacian, damping)
         steps = problem.agree(steps)
         v = state.v[:, None] + steps
         v -= (v * problem.col_marginal[:, None]).sum(-1, keepdim=True)  # f ignores a constant
+        v = torch.where((few | ~modest[:, None])[..., None], v, torch.nan)  # else it is not tried
         mass, value = problem.evaluate(v, active)
         state.reads += active
 
         # f is concave: a slope that is not far below zero at the step's end means that f rose.
         residual = problem.col_marginal[:, None] - mass
         slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
-        usable = (slope > 0) & ((residual * steps).sum(-1) >= -0.5 * slope)
-        usable &= _is_tried(modest, trials)
+        usable = (slope > 0) & ((residual * steps).sum(-1) >= -0.5 * slope)  # never NaN
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
@@ -179,22 +182,8 @@ def _iterate(
         sharpness = torch.where(active, wanted, sharpness)
 
 
-def _is_tried(modest: Tensor, trials: Trials) -> Tensor:
-    """(B, S): all steps, but for a modest problem the few, so that its mates change nothing."""
-    few = [
-        share in _FEW_TRIALS.get(factor, ())
-        for factor, shares in trials.items()
-        for share in shares
-    ]
-    return torch.tensor(few, device=modest.device) | ~modest[:, None]
-
-
 def _candidates(
-    problem: Problem,
-    state: State,
-    laplacian: Tensor,
-    damping: Tensor,
-    trials: Trials,
+    problem: Problem, state: State, laplacian: Tensor, damping: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Steps (B, S, K) and their dampings (B, S); a step that has no solution is 0.
 
@@ -203,13 +192,16 @@ def _candidates(
     would be solved by v += log(r / m): the logarithmic mean of r and m in the diagonal says that.
     """
     r, m = problem.col_marginal, state.mass
+    residual = r - m
+    # Its sum is 0 but for m's rounding, which L, singular there, would make a huge step of.
+    residual = residual - r * residual.sum(-1, keepdim=True)
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
     w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
     scale = torch.where(m * _STARVED > r, m, r)  # a column far above a tiny due would go too far
     steps, dampings = [], []
-    for factor, shares in trials.items():
+    for factor, shares in _TRIALS.items():
         mu = damping * factor
-        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), r - m)
+        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), residual)
         for share in shares:
             steps.append(share * step)
             dampings.append(mu)

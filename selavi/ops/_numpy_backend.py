@@ -4,6 +4,7 @@ Needs NumPy and the extension, so it is imported where the backend is asked for.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from selavi.ops import _numpy
+from selavi.ops import _definition, _numpy
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -26,6 +27,9 @@ def sinkhorn_pass(
 ) -> tuple[Tensor, Tensor]:
     mass, value = _numpy.sinkhorn_pass(_array(log_p), _array(v), _array(row_marginal), _array(lam))
     return torch.from_numpy(mass), torch.from_numpy(value)
+
+
+sinkhorn_iterations = partial(_definition.repeat_pass, sinkhorn_pass)
 
 
 def sinkhorn_overlap(log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor) -> Tensor:

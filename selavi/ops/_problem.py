@@ -4,6 +4,7 @@ f(v) = sum_k r_k v_k - sum_i c_i logsumexp_k(lam log_p_ik + v_k). Its gradient i
 column masses, so its maximum is where they meet the column marginal.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from selavi.ops._library import Primitives
+
+_STEPS_AHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,61 @@ class State:
         self.accept(problem, other.error < self.error, other.v, other.mass, other.value)
 
 
+def may_hold(condition: Tensor) -> bool:
+    """Whether a condition holds for any problem; on a GPU True, as asking would be waiting."""
+    return condition.device.type != "cpu" or bool(condition.any())
+
+
+class Lookahead:
+    """Whether a condition still holds for any problem, without waiting for a GPU.
+
+    It must never hold again once it did not. On the CPU the answer is that of now; elsewhere that
+    of `_STEPS_AHEAD` questions ago, so that the device always has work waiting. Steps that were
+    not needed are of problems without weight, which cost nothing. While a CUDA graph is captured
+    the answer is True.
+    """
+
+    def __init__(self) -> None:
+        self._answers: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def any(self, condition: Tensor) -> bool:
+        if condition.device.type == "cpu":
+            return bool(condition.any())
+        if is_captured():
+            return True
+        answer = condition.any().to("cpu", non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._answers.append((answer, event))
+        if len(self._answers) <= _STEPS_AHEAD:
+            return True
+        answer, event = self._answers.popleft()
+        event.synchronize()
+        return bool(answer)
+
+
+def is_captured() -> bool:
+    """Whether a CUDA graph is being captured, during which no result can be read."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 def start(problem: Problem, v: Tensor, reads: Tensor) -> State:
     """The state at v, for one read of every problem."""
     mass, value = problem.evaluate(v[:, None])
-    error = (mass[:, 0] - problem.col_marginal).abs().sum(-1)
-    return State(v, mass[:, 0], value[:, 0], error, reads + 1)
+    return _state(problem, v, mass[:, 0], value[:, 0], reads + 1)
+
+
+def repeat(problem: Problem, v: Tensor, count: int) -> State:
+    """The state after `count` reads of Sinkhorn's iteration, as one operation; not over a group."""
+    v, mass, mean_logsumexp = problem.primitives.sinkhorn_iterations(
+        problem.log_p, v, problem.row_marginal, problem.col_marginal, problem.lam, count
+    )
+    value = (v * problem.col_marginal).sum(-1) - mean_logsumexp
+    return _state(problem, v, mass, value, torch.full_like(value, count))
+
+
+def _state(problem: Problem, v: Tensor, mass: Tensor, value: Tensor, reads: Tensor) -> State:
+    return State(v, mass, value, (mass - problem.col_marginal).abs().sum(-1), reads)
 
 
 def check_finite(problem: Problem, state: State) -> None:

@@ -11,7 +11,7 @@ from selavi.ops import _inputs
 from selavi.ops._fixed_point import solve_anderson, solve_sinkhorn
 from selavi.ops._library import primitives
 from selavi.ops._newton import continue_newton, solve_newton
-from selavi.ops._problem import Problem, State, check_finite, start
+from selavi.ops._problem import Problem, State, check_finite, is_captured, start
 
 DEFAULT_TOL = 2e-6
 # Newton's method pays for K^2 N + K^3 operations an iteration, Anderson's for N K: "auto" begins
@@ -61,6 +61,13 @@ def solve(
 ) -> Solution:
     """matrix is log_p (B, N, K), or this rank's rows of it; marginals and init as in `sinkhorn`."""
     ours, checked = primitives(options.backend, matrix), options.tol is not None
+    if is_captured():  # no value can be looked at
+        checked = False
+        if options.solver != "sinkhorn" and options.tol is not None:
+            raise RuntimeError(
+                f"solver={options.solver!r} cannot be captured in a CUDA graph; solver='sinkhorn' "
+                "can, and tol=None"
+            )
     c = _inputs.row_weights(row_marginal, matrix, total_rows, checked, group)
     r = _inputs.column_weights(col_marginal, matrix, checked, group)
     problem = Problem(

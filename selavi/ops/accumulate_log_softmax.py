@@ -27,7 +27,7 @@ def accumulate_log_softmax_(
         index: (B,) int64, the samples' rows in the store, each at most once.
         weight: (M, B) floating, or None for 1/M. A weight of 0 skips that view of that sample,
             whatever its logits hold, NaN included: so a missing modality is left out.
-        backend: "auto", "torch", "cpu" or "numpy"; see `selavi.ops.backends`.
+        backend: as in `selavi.ops.sinkhorn`.
 
     Returns:
         store.

@@ -14,7 +14,7 @@ def permute_prior(prior: Tensor, mass: Tensor, *, backend: Backend = "auto") -> 
     Args:
         prior: (K,) or (..., K), any real numbers.
         mass: (..., K), each cluster's mass. Ties go to the lowest index.
-        backend: "auto", "torch", "cpu" or "numpy"; see `selavi.ops.backends`.
+        backend: as in `selavi.ops.sinkhorn`.
 
     Returns:
         (..., K), of prior's dtype on mass's device, with prior's numbers in their new order.

@@ -125,7 +125,8 @@ def sinkhorn(
         tol: on the column error sum_k |sum_i Q_ik - r_k|, which lies in [0, 2]. None runs exactly
             max_iterations of Sinkhorn's iteration, reads no result on the host (so that a CUDA
             graph can capture it) and does not check the values of the input; `converged` is then
-            against 2e-6.
+            against 2e-6. A CUDA graph can also capture solver="sinkhorn" with a tol: every problem
+            then stops on the device, and the values of the input are not checked either.
         max_iterations: reads of log_p after which the solver stops unconverged. `permute` takes one
             of them, but for the last.
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to
@@ -138,9 +139,9 @@ def sinkhorn(
             rank. An iteration costs one broadcast and one all-reduce of K numbers a problem;
             newton's of up to 7 K, and an all-reduce of its K x K Hessian. Every rank gets the same
             potentials, and the labels of its rows. There is no gradient over a group.
-        backend: "torch" (the definition, float64), "cpu" (compiled), "numpy" (compiled plainly, on
-            one thread; no bfloat16), or "auto": "cpu" for a tensor on the CPU where it was built,
-            else "torch". See `selavi.ops.backends`.
+        backend: "torch" (the definition, float64, anywhere), "cpu" (compiled), "numpy" (compiled
+            plainly, on one thread; no bfloat16), "cuda", "triton" (a GPU's tensors), or "auto": the
+            fastest that can run where log_p is. See `selavi.ops.backends`.
 
     Raises:
         ValueError: NaN or +inf in log_p, a row or column that is -inf throughout, a marginal of the

@@ -410,6 +410,7 @@ inline int __reduce_max_sync(unsigned mask, int value) {
   return value;
 }
 
+inline void __trap() { emulator::fail("a kernel has trapped"); }
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
 inline void __threadfence() {}

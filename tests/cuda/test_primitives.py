@@ -1,15 +1,14 @@
 """The CUDA kernels, in the CPU emulator, against the definition."""
 
-import functools
 import math
 
 import pytest
 import torch
 
 from selavi.ops import _definition
-from tests.ops import test_primitives as of_every_backend
 from tests.ops.test_primitives import (  # noqa: F401 (run here on the emulated kernels)
     LONG_ROW_PRIMITIVES,
+    assert_primitives_match,
     primitive_arguments,
     test_a_potential_that_has_run_away_spoils_no_other_column,
     test_bad_entries_show,
@@ -33,14 +32,8 @@ WIDE = (8193, 20_001, 65_536, 65_537, 131_072)  # rows that blocks share
 
 
 @pytest.fixture(scope="module", autouse=True)
-def emulated_library(emulator):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(of_every_backend, "LIBRARY", LIBRARY)
-        matches = functools.partial(
-            of_every_backend.assert_primitives_match, names=LONG_ROW_PRIMITIVES
-        )
-        patch.setattr(of_every_backend, "assert_primitives_match", matches)
-        yield
+def library(emulator):
+    return LIBRARY
 
 
 def assert_pass_matches(log_p, v, c, lam=LAM):
@@ -88,7 +81,7 @@ def test_rows_that_blocks_share(columns, stored, monkeypatch):
 @pytest.mark.parametrize("columns", [5000, 9000])
 def test_long_rows_in_every_primitive(columns):
     log_p, v, c = primitive_arguments(2, 5, columns, 1, 3)
-    of_every_backend.assert_primitives_match(log_p, v, c)
+    assert_primitives_match(LIBRARY, log_p, v, c, names=LONG_ROW_PRIMITIVES)
 
 
 @pytest.mark.parametrize("columns", [5, 40, 309, 2500])

@@ -1,13 +1,18 @@
 """Shared by the operators' tests: every layout and dtype, and every backend that can run here."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from selavi.ops import backends
+from tests.ops.on_device import Moved, device_of
 
+# Before cuBLAS starts: `poisoned_memory` lets torch's own products run only so.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+CPU_BACKENDS, GPU_BACKENDS = ("torch", "cpu", "numpy"), ("cuda", "triton")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -36,15 +41,57 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.fixture(params=["torch", "cpu", "numpy"])
-def backend(request: pytest.FixtureRequest) -> str:
+def _usable(request: pytest.FixtureRequest) -> str:
+    """The backend of a parameter; where it cannot run here, the test is skipped and says why."""
     state = backends()[request.param]
     if state != "available":
         pytest.skip(f"backend {request.param} is {state}")
-    dtype = request.getfixturevalue("dtype") if "dtype" in request.fixturenames else None
-    if request.param == "numpy" and dtype == torch.bfloat16:
+    numpy = request.param == "numpy" and "dtype" in request.fixturenames
+    if numpy and request.getfixturevalue("dtype") == torch.bfloat16:
         pytest.skip("NumPy has no bfloat16")
     return str(request.param)
+
+
+@pytest.fixture(params=[*CPU_BACKENDS, *GPU_BACKENDS])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend; tests/ops/on_device.py takes tensors to where it runs."""
+    return _usable(request)
+
+
+@pytest.fixture(params=CPU_BACKENDS)
+def cpu_backend(request: pytest.FixtureRequest) -> str:
+    return _usable(request)
+
+
+@pytest.fixture(params=GPU_BACKENDS)
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    """For tests of what only a GPU can show."""
+    name = _usable(request)
+    if device_of(name) != "cuda":
+        pytest.skip(f"backend {name} runs in an interpreter")
+    return name
+
+
+@pytest.fixture(scope="session", params=["cpu", *GPU_BACKENDS])
+def library(request: pytest.FixtureRequest) -> Moved:
+    """The primitives of a compiled backend, for tensors on the CPU."""
+    return Moved(_usable(request))
+
+
+@pytest.fixture(autouse=True)
+def healthy_gpu() -> Iterator[None]:
+    """What fails on the GPU fails in its own test. After an illegal access nothing can run there.
+
+    Then this process ends: pytest-xdist starts another one for the tests that are left.
+    """
+    yield
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            if "PYTEST_XDIST_WORKER" in os.environ:
+                os._exit(1)
+            pytest.exit(f"the GPU's context is lost: {error}", returncode=1)
 
 
 @pytest.fixture

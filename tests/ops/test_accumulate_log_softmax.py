@@ -5,7 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selavi.ops import _definition, accumulate_log_softmax_, backends
+from selavi import ops
+from selavi.ops import _definition
+from tests.ops.on_device import accumulate_log_softmax_
 
 
 def arguments(views=2, heads=3, n=40, batch=11, k=19, dtype=torch.float32, seed=0):
@@ -98,14 +100,14 @@ def test_opcheck():
     torch.library.opcheck(operator, (store, logits, index, None))
 
 
-@pytest.mark.skipif(backends()["cpu"] != "available", reason="the extension is not built")
+@pytest.mark.skipif(ops.backends()["cpu"] != "available", reason="the extension is not built")
 def test_compiles_without_a_break():
     store, logits, index, weight = arguments()
     expected = by_definition(store, [view * 2 for view in logits], index, weight)
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def accumulate(store, logits, index, weight):
-        accumulate_log_softmax_(store, [view * 2 for view in logits], index, weight)
+        ops.accumulate_log_softmax_(store, [view * 2 for view in logits], index, weight)
         return store + 0
 
     result = accumulate(store, logits, index, weight)

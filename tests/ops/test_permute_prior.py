@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selavi.ops import _definition, permute_prior
+from selavi.ops import _definition
+from tests.ops.on_device import permute_prior
 
 
 def test_largest_prior_goes_to_heaviest_cluster(backend, dtype):

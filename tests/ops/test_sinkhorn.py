@@ -1,12 +1,14 @@
 """The solution that `sinkhorn` finds, on easy problems and on hard ones."""
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from selavi.ops import sinkhorn
+from selavi.ops import _fixed_point, _newton
+from tests.ops.on_device import sinkhorn
 from tests.ops.problems import HARD, assert_solves, hard_log_p, random_log_p, zipf
 
 LOGITS = Path(__file__).parents[3] / "shared" / "data" / "logits"
@@ -164,3 +166,26 @@ def test_unconverged_is_said():
             assert not result.converged and result.n_passes <= limit
             true_error = (result.plan().sum(-2) - result.col_marginal).abs().sum()
             torch.testing.assert_close(result.error, true_error, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["newton", "anderson", "sinkhorn"])
+def test_steps_that_a_gpu_takes_in_vain_change_nothing(solver, monkeypatch):
+    """A GPU is asked for its progress steps later: here the CPU is as late."""
+
+    class Late:
+        def __init__(self):
+            self.answers = deque([True] * 3)
+
+        def any(self, condition):
+            self.answers.append(bool(condition.any()))
+            return self.answers.popleft()
+
+    log_p = torch.stack([random_log_p(300, 12, scale=0.3), hard_log_p(300, 12, 3.0, 1.0)])
+    options = {"lam": 5.0, "solver": solver, "max_iterations": 60, "col_marginal": zipf(12)}
+    prompt = sinkhorn(log_p, **options)
+    for module in (_newton, _fixed_point):
+        monkeypatch.setattr(module, "Lookahead", Late)
+    monkeypatch.setattr(_newton, "may_hold", lambda condition: True)
+    late = sinkhorn(log_p, **options)
+    for name in ("labels", "col_potential", "error", "n_passes", "value"):
+        assert torch.equal(getattr(late, name), getattr(prompt, name)), name

@@ -6,6 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from selavi.ops import sinkhorn
 from selavi.ops._solve import Options, solve
+from tests.ops import on_device
 from tests.ops.problems import random_log_p, zipf
 
 FUNCTION = torch.ops.selavi.solve.default
@@ -162,7 +163,7 @@ def test_fixed_iterations_are_sinkhorns(backend, iterations):
     log_p = random_log_p(2, 40, 6, scale=1.0)
     r, c = zipf(6) / zipf(6).sum(), torch.rand(40, dtype=torch.float64)
     c /= c.sum()
-    result = sinkhorn(
+    result = on_device.sinkhorn(
         log_p,
         lam=3.0,
         row_marginal=c,

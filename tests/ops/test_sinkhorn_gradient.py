@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from selavi.ops import sinkhorn
+from tests.ops.on_device import sinkhorn
 from tests.ops.problems import random_log_p, zipf
 
 WAY_OUT = r"log_p\.detach\(\)"

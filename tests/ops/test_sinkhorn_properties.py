@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selavi.ops import backends, sinkhorn
+from selavi.ops import backends
+from tests.ops.on_device import sinkhorn
 from tests.ops.problems import random_log_p
 
 SOLVERS = ("newton", "anderson", "sinkhorn")

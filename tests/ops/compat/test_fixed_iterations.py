@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from selavi.ops.compat.dino import ibot_sinkhorn_knopp_teacher, sinkhorn_knopp_teacher
-from selavi.ops.compat.swav import distributed_sinkhorn
+from tests.ops.on_device import (
+    distributed_sinkhorn,
+    ibot_sinkhorn_knopp_teacher,
+    sinkhorn_knopp_teacher,
+)
 
 
 def defined(scores, temperature, iterations):

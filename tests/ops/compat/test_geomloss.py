@@ -14,6 +14,13 @@ from selavi.ops.compat import geomloss as ours
 
 theirs = pytest.importorskip("geomloss.ot", reason="GeomLoss is in the test extra")
 
+
+@pytest.fixture
+def backend(cpu_backend):
+    """Arrays are on the CPU."""
+    return cpu_backend
+
+
 REG = 0.2
 NAMES = ("potential_a", "potential_b", "density", "plan", "value", "marginal_a", "marginal_b")
 

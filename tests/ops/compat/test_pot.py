@@ -10,6 +10,13 @@ from selavi.ops.compat import pot
 
 ot = pytest.importorskip("ot", reason="POT is in the test extra")
 
+
+@pytest.fixture
+def backend(cpu_backend):
+    """Arrays are on the CPU."""
+    return cpu_backend
+
+
 METHODS = (
     "sinkhorn",
     "sinkhorn_log",

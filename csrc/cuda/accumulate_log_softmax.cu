@@ -1,0 +1,120 @@
+// accumulate_log_softmax_ in CUDA. Definition: selavi/ops/_definition.py.
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "accumulate_log_softmax.cuh"
+#include "launcher.h"
+
+namespace selavi::cuda {
+namespace {
+
+Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat;
+    case ScalarType::Double:
+      return Dtype::kDouble;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "logits must be float32, float64, bfloat16 or float16");
+  }
+}
+
+void check_arguments(const Tensor& store, const std::vector<Tensor>& logits, const Tensor& index,
+                     const std::optional<Tensor>& weight) {
+  STD_TORCH_CHECK(store.dim() == 3 && (store.scalar_type() == ScalarType::Float ||
+                                       store.scalar_type() == ScalarType::Double),
+                  "store must be float32 or float64 (H, N, K)");
+  STD_TORCH_CHECK(
+      index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
+      "index must be contiguous int64 (B,)");
+  for (const Tensor& tensor : logits) {
+    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == store.size(0) &&
+                        tensor.size(1) == index.size(0) && tensor.size(2) == store.size(2),
+                    "each of logits must be (H, B, K)");
+  }
+  if (weight.has_value()) {
+    STD_TORCH_CHECK(weight->scalar_type() == ScalarType::Double && weight->is_contiguous() &&
+                        weight->dim() == 2 &&
+                        weight->size(0) == static_cast<int64_t>(logits.size()) &&
+                        weight->size(1) == index.size(0),
+                    "weight must be contiguous float64 (M, B)");
+  }
+}
+
+// In float64 where a view is.
+template <typename Number, typename Stored>
+void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) {
+  constexpr int kThreads = kMostThreads<Number>;
+  const int64_t pairs = store.heads * store.batch;
+  Geometry geometry{blocks_of(pairs), kThreads};
+  if (store.columns > int64_t{kThreads} * kTeamColumns) {
+    geometry.shared = (2 * kThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
+    launcher.launch("accumulate_log_softmax_, long rows", geometry,
+                    accumulate_long_kernel<Number, Stored>, views, store);
+    return;
+  }
+  const int size = team_size(store.columns, kThreads);
+  geometry.threads = size == kWarp ? kRowThreads : size;
+  geometry.grid = blocks_of(ceil_div(pairs, geometry.threads / size));
+  geometry.shared = 2 * kThreads / kWarp * sizeof(Number);
+  launcher.launch("accumulate_log_softmax_", geometry, accumulate_kernel<Number, Stored>, views,
+                  store, size);
+}
+
+template <typename Stored>
+void accumulate(const Tensor& store, const std::vector<Tensor>& logits, const Tensor& index,
+                const std::optional<Tensor>& weight) {
+  const Store<Stored> target = {static_cast<Stored*>(store.mutable_data_ptr()),
+                                store.stride(0),
+                                store.stride(1),
+                                store.stride(2),
+                                store.size(1),
+                                store.size(2),
+                                static_cast<const int64_t*>(index.const_data_ptr()),
+                                store.size(0),
+                                index.size(0)};
+  Launcher launcher(store);
+  for (size_t first = 0; first < logits.size(); first += kMaxViews) {
+    Views views = {};
+    views.count = static_cast<int>(std::min(logits.size() - first, size_t{kMaxViews}));
+    views.every = 1.0 / static_cast<double>(logits.size());
+    bool wide = false;
+    for (int m = 0; m < views.count; ++m) {
+      const size_t position = first + static_cast<size_t>(m);
+      const Tensor& view = logits[position];
+      const double* weights =
+          weight.has_value() ? doubles(*weight) + position * index.size(0) : nullptr;
+      views.view[m] = {view.const_data_ptr(), view.stride(0), view.stride(1),
+                       view.stride(2),        weights,        dtype_of(view)};
+      wide |= views.view[m].dtype == Dtype::kDouble;
+    }
+    if (wide) {
+      launch<double>(launcher, views, target);
+    } else {
+      launch<float>(launcher, views, target);
+    }
+  }
+}
+
+void accumulate_log_softmax_(const Tensor& store, const std::vector<Tensor>& logits,
+                             const Tensor& index, const std::optional<Tensor>& weight) {
+  check_arguments(store, logits, index, weight);
+  if (store.size(0) * index.size(0) * store.size(2) == 0) return;
+  if (store.scalar_type() == ScalarType::Double) {
+    accumulate<double>(store, logits, index, weight);
+  } else {
+    accumulate<float>(store, logits, index, weight);
+  }
+}
+
+}  // namespace
+}  // namespace selavi::cuda
+
+SELAVI_CUDA_LIBRARY(m) {
+  m.impl("accumulate_log_softmax_", TORCH_BOX(&selavi::cuda::accumulate_log_softmax_));
+}

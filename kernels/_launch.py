@@ -1,0 +1,86 @@
+"""How kernels are launched, and in what shapes. No autotuning: sizes are reasoned, beside each."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch.library import wrap_triton
+
+# Programs that fill any of today's GPUs several times over, so that the last wave is a small share
+# and skipped problems leave room to others. A constant, so that results do not depend on the GPU.
+PROGRAMS = 4096
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
+    """Run `programs` programs; the first argument is a tensor of the device to run on."""
+    if programs == 0:
+        return
+    if isinstance(kernel, triton.JITFunction):  # not in the interpreter, which cannot be wrapped
+        kernel = wrap_triton(kernel)
+    if arguments[0].is_cuda and torch.cuda.is_initialized():  # a trace may do without a GPU
+        with torch.cuda.device(arguments[0].device):
+            kernel[(programs,)](*arguments, **options)
+    else:
+        kernel[(programs,)](*arguments, **options)
+
+
+def ceil_div(size: int, block: int) -> int:
+    return -(-size // block)
+
+
+def power_above(size: int) -> int:
+    """The least power of two that is at least `size` >= 1."""
+    return 1 << (size - 1).bit_length()
+
+
+def rows_a_chunk(rows: int, problems: int, block: int, most: int) -> int:
+    """Rows that one program sums: `block` times a power of two, enough programs, at most `most`."""
+    chunk = block
+    while 2 * chunk <= most and problems * ceil_div(rows, 2 * chunk) >= PROGRAMS:
+        chunk *= 2
+    return chunk
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """A row of K numbers in one or two tiles side by side, of which a program holds `block_m`."""
+
+    first: int
+    second: int  # columns of the second tile, 0 for none
+    block_m: int
+    num_warps: int
+
+    def options(self) -> dict[str, int]:
+        return {
+            "FIRST": self.first,
+            "SECOND": self.second,
+            "BLOCK_M": self.block_m,
+            "num_warps": self.num_warps,
+        }
+
+
+def fits(columns: int, double: bool) -> bool:
+    """Whether a row fits in the registers of a program of 16 warps; more would spill."""
+    return columns <= (4096 if double else 6144)
+
+
+def row_tiles(columns: int, double: bool) -> RowTiles:
+    """Tiles for rows that fit.
+
+    A thread holds 8 to 24 numbers of a tile, the next tile, the sums and the two halves of the
+    potential: 100 to 170 registers, so 12 to 16 warps a multiprocessor. Rows of up to 512 columns
+    are a warp's, whose sums need no shared memory. A second tile saves exponentials on padding, of
+    which an H100 does only 16 a clock and multiprocessor: 309 columns take 256 + 64 of them and
+    not 512. Its width is a whole number of warps, as the first's is.
+    """
+    a_warp = 256 if double or columns > 512 else 512
+    padded = max(16, power_above(columns))
+    first, second = padded, 0
+    if padded > columns and padded > 64:
+        half = padded // 2
+        warps = max(1, half // a_warp)
+        rest = max(power_above(columns - half), 32 * warps)
+        if rest < half:
+            first, second = half, rest
+    return RowTiles(first, second, max(1, a_warp // first), max(1, first // a_warp))
