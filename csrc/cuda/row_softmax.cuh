@@ -15,6 +15,12 @@ __device__ __forceinline__ double exponential(double x) {
   return exp2_fast(static_cast<float>(x * kLog2E));
 }
 
+// Elements of a row that a thread has in flight: exp in double takes many registers.
+template <typename Storage>
+constexpr int unroll_of() {
+  return std::is_same_v<Storage, double> ? 1 : 4;
+}
+
 struct RowTop {
   double top;  // max_k x_k; NaN is passed over
   int64_t k;   // the lowest that has it
@@ -36,9 +42,10 @@ template <int kWarps, typename Storage>
 __device__ RowTop row_top(const Storage* row, int64_t stride, int64_t columns, const double* v,
                           double lam) {
   constexpr int kTeam = kWarps * kWarp;
+  constexpr int kUnroll = unroll_of<Storage>();
   const int member = static_cast<int>(threadIdx.x) % kTeam, lane = member % kWarp;
   RowTop best = {-infinity(), columns, 0.0};
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int64_t k = member; k < columns; k += kTeam) {
     const double x = scaled(lam, to_double(load(row + k * stride)), v[k]);
     if (x > best.top) {
@@ -63,7 +70,7 @@ __device__ RowTop row_top(const Storage* row, int64_t stride, int64_t columns, c
     __syncthreads();
     for (int w = 0; w < kWarps; ++w) take_better(shared[w].top, shared[w].k);
   }
-#pragma unroll 4
+#pragma unroll kUnroll
   for (int64_t k = member; k < columns; k += kTeam) {
     const double x = scaled(lam, to_double(load(row + k * stride)), v[k]);
     best.sum += exponential<Storage>(x - best.top);

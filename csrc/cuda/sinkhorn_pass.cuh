@@ -30,9 +30,11 @@ struct Shape {
   static constexpr int kMaxRows = kTeams * kSummed;
   static constexpr bool kHoldsPotential =
       kCandidates == 1 && kColumns <= 8 && kRows * kColumns <= 24;
+  static constexpr bool kHoldsSums = !kWide;  // in registers; else in shared memory
   // About what a thread needs: rows now and next, sums, potentials, all else.
   static constexpr int kRegisters =
-      (2 * kRows + kCandidates + (kHoldsPotential ? 2 : 0)) * kColumns + 4 * kCandidates + 62;
+      (2 * kRows + (kHoldsSums ? kCandidates : 0) + (kHoldsPotential ? 2 : 0)) * kColumns +
+      4 * kCandidates + 66;
   static constexpr int kMinBlocks = std::max(1, 65536 / (kThreads * kRegisters));
 };
 
@@ -44,7 +46,7 @@ struct Part {  // of a row's sum: sum * 2^shift
 // Where things are in shared memory, in bytes.
 template <typename S>
 struct PassLayout {
-  size_t exchange, weight, potential, merge, value, row, far, count, bytes;
+  size_t exchange, weight, potential, sums, merge, value, row, far, count, bytes;
 
   __host__ __device__ explicit PassLayout(int rows) {
     size_t end = 0;
@@ -53,6 +55,7 @@ struct PassLayout {
              sizeof(Part));
     weight = take(&end, rows, sizeof(float2));
     potential = take(&end, S::kHoldsPotential ? 0 : S::kCandidates * S::kWidth, sizeof(float2));
+    sums = take(&end, S::kHoldsSums ? 0 : S::kCandidates * S::kWidth, sizeof(float));
     merge = take(&end, S::kTeams == 1 ? 0 : S::kTeams * S::kWidth, sizeof(float));
     value = take(&end, S::kBlockWarps, sizeof(double));
     row = take(&end, rows, sizeof(uint16_t));
@@ -225,29 +228,38 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
 
   const Storage* const problem = log_p.data + b * log_p.problem_stride +
                                  first_row * log_p.row_stride + first_column * log_p.column_stride;
-  const bool unit_stride = log_p.column_stride == 1;
+  // Where this thread's columns begin in a batch's row r, and the row's weight: 0 past the last.
+  const auto row_at = [&](int step, int r, float2* weight) {
+    const int entry = (step * S::kTeams + team) * kRows + r;
+    *weight = entry < count ? weights[entry] : make_float2(0.0f, 0.0f);
+    return problem + row_list[min(entry, count - 1)] * log_p.row_stride;
+  };
   const auto load_rows = [&](int step, Storage(&values)[kRows][kColumns], float2(&weight)[kRows]) {
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      const int entry = (step * S::kTeams + team) * kRows + r, last = count - 1;
-      weight[r] = entry < count ? weights[entry] : make_float2(0.0f, 0.0f);
-      const Storage* row = problem + row_list[min(entry, last)] * log_p.row_stride;
-      if (unit_stride) {
+      const Storage* const row = row_at(step, r, &weight[r]);
+      const auto load_columns = [&](auto stride) {
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          values[r][j] = j < S::kSure || j < mine ? load(row + j * S::kTeam) : Storage{};
+          values[r][j] = j < S::kSure || j < mine ? load(row + j * S::kTeam * stride) : Storage{};
         }
+      };
+      if (log_p.column_stride == 1) {
+        load_columns(1);
       } else {
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          values[r][j] =
-              j < S::kSure || j < mine ? load(row + j * S::kTeam * log_p.column_stride) : Storage{};
-        }
+        load_columns(log_p.column_stride);
       }
     }
   };
 
-  float mass[kCandidates][kColumns];
+  float held_mass[kCandidates][S::kHoldsSums ? kColumns : 1];
+  const auto mass = [&](int s, int j) -> float& {
+    if constexpr (S::kHoldsSums) {
+      return held_mass[s][j];
+    } else {
+      return reinterpret_cast<float*>(shared + layout.sums)[s * S::kWidth + j * S::kTeam + member];
+    }
+  };
   double value[kCandidates];
   float kept_sum[kCandidates];  // lane i keeps a row's until its logarithm is due
   float2 kept_weight = make_float2(0.0f, 0.0f);
@@ -256,7 +268,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
     value[s] = 0.0;
     kept_sum[s] = 1.0f;
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) mass[s][j] = 0.0f;
+    for (int j = 0; j < kColumns; ++j) mass(s, j) = 0.0f;
   }
   // Lanes take the logarithms of their rows' sums at the same time.
   const auto take_logarithms = [&] {
@@ -306,7 +318,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       float sum = factor[0] * e[0][j];
 #pragma unroll
       for (int r = 1; r < kRows; ++r) sum = fmaf(factor[r], e[r][j], sum);
-      mass[s][j] += sum;
+      mass(s, j) += sum;
     }
     return true;
   };
@@ -395,8 +407,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
   for (int at = 0; __syncthreads_or(at < far_count); ++at) {
     const int batch = at < far_count ? far_batches[at] : 0;
     const int step = batch >> 7;
-    load_rows(step, next, next_weight);
-    keep_weights(step, next_weight);
+    float2 weight[kRows];
+    const Storage* rows_of_batch[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) rows_of_batch[r] = row_at(step, r, &weight[r]);
+    keep_weights(step, weight);
 #pragma unroll
     for (int s = 0; s < kCandidates; ++s) {
       if (!(batch >> s & 1)) continue;
@@ -405,26 +420,24 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       Part part[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
+        const auto x = [&](int j) {
+          const Storage p = load(rows_of_batch[r] + j * S::kTeam * log_p.column_stride);
+          return scaled(lam, to_float(p), v[j * S::kTeam]);
+        };
         double top = -infinity();
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          if (j < mine) top = fmax(top, scaled(lam, to_float(next[r][j]), v[j * S::kTeam]));
-        }
+#pragma unroll 1
+        for (int j = 0; j < mine; ++j) top = fmax(top, x(j));
         top = lanes_max<S::kLanes>(top);
         const double finite_top = top > -infinity() ? top : 0.0;
         float sum = 0.0f;
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          e[r][j] = 0.0f;
-          if (j < mine) {
-            const double x = scaled(lam, to_float(next[r][j]), v[j * S::kTeam]);
-            e[r][j] = exp2_fast(static_cast<float>((x - finite_top) * kLog2E));
-          }
+          e[r][j] = j < mine ? exp2_fast(static_cast<float>((x(j) - finite_top) * kLog2E)) : 0.0f;
           sum += e[r][j];
         }
         part[r] = {top * kLog2E, lanes_sum<S::kLanes>(sum)};
       }
-      add_rows(false, s, step, next_weight, e, part);
+      add_rows(false, s, step, weight, e, part);
     }
     take_logarithms();
   }
@@ -442,9 +455,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       if (S::kTeams > 1) {
-        merge[team * S::kWidth + j * S::kTeam + member] = mass[s][j];
+        merge[team * S::kWidth + j * S::kTeam + member] = mass(s, j);
       } else if (j < mine) {
-        out[first_column + j * S::kTeam] = mass[s][j];
+        out[first_column + j * S::kTeam] = mass(s, j);
       }
     }
     __syncthreads();

@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kRowThreads)
   }
   const RowTop top = row_top<kWarps>(row, log_p.column_stride, columns, problem_v, lam);
   const double factor = weight / top.sum;
-#pragma unroll 4
+  constexpr int kUnroll = unroll_of<Storage>();
+#pragma unroll kUnroll
   for (int64_t k = member; k < columns; k += kWarps * kWarp) {
     const double p = to_double(load(row + k * log_p.column_stride));
     round_to(factor * exponential<Storage>(scaled(lam, p, problem_v[k]) - top.top), out + k);
