@@ -40,7 +40,9 @@ def load_pair(log_p, stride_n, stride_k, weight, logsumexp, rows, last, left, ri
     return c, z, stored_left, load_tiles(row, right, K, stride_k, kept, nothing)
 
 
-@triton.jit
+# Were a single block known as such, both factors would be one value, which Triton 3.6 cannot
+# multiply on compute capability 10.0.
+@triton.jit(do_not_specialize=["blocks"])
 def overlap_kernel(
     log_p, stride_b, stride_n, stride_k, hi, lo, scales, weight, logsumexp, products,
     N, K, chunk, chunks, blocks, BLOCK_M: tl.constexpr, WIDTH: tl.constexpr,

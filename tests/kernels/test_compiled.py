@@ -69,18 +69,19 @@ def compile_everything(dtype, k, architecture):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kernels_compile_and_keep_to_registers(dtype, architecture):
-    worst = compile_everything(dtype, 309, architecture) | compile_everything(
-        dtype, 20_000, architecture
-    )
-    assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
-    unknown = KERNELS ^ set(worst)
-    assert unknown == ({"split_potential_kernel"} if dtype == torch.float64 else set())
+    compiled = set()
+    for k in (309, 100, 20_000):
+        worst = compile_everything(dtype, k, architecture)
+        assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
+        compiled |= set(worst)
+    missing = KERNELS ^ compiled
+    assert missing == ({"split_potential_kernel"} if dtype == torch.float64 else set())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [2, 16, 100, 600, 1024, 3000, 4096, 6000])
+@pytest.mark.parametrize("k", [2, 16, 600, 1024, 3000, 4096, 6000])
 def test_kernels_of_every_shape_keep_to_registers(k, dtype, architecture):
     worst = compile_everything(dtype, k, architecture)
     assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
