@@ -27,7 +27,9 @@ if platform.machine() == "x86_64":
     # GCC moves eight bytes through an MMX register and leaves it so: the next long double is NaN.
     CXX.append("-mno-mmx")
 NVCC = ["-O3", "-std=c++17", "-diag-suppress=1675", TORCH_ABI, "-DTORCH_STABLE_ONLY", "-DUSE_CUDA"]
-os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
+# CUDA 12.8 is the first that knows sm_100.
+newest = tuple(map(int, (torch.version.cuda or "0.0").split("."))) >= (12, 8)
+os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX" if newest else "8.0;9.0+PTX")
 
 
 def sources(folder: str, suffix: str) -> list[str]:

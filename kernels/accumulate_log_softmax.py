@@ -71,7 +71,7 @@ def view_weight(weight, m, b, B, kept, WEIGHTED: tl.constexpr, ALL: tl.constexpr
 
 @triton.jit
 def accumulate_kernel(
-    store, store_h, store_n, store_k, index, weight,
+    store, store_h, store_n, store_k, N, index, weight,
     view0, h0, b0, k0, view1, h1, b1, k1, view2, h2, b2, k2, view3, h3, b3, k3,
     first_view, B, K, parts, VIEWS: tl.constexpr, ALL: tl.constexpr, WEIGHTED: tl.constexpr,
     DOUBLE: tl.constexpr, LONG: tl.constexpr,
@@ -82,6 +82,7 @@ def accumulate_kernel(
     b = (tl.program_id(0) % parts).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     kept = b < B
     n = tl.load(index + b, mask=kept, other=0)
+    kept = kept & (n >= 0) & (n < N)  # what is outside is not written
     target = store + h * store_h + n * store_n
     views = (view0, view1, view2, view3)
     strides_h = (h0, h1, h2, h3)
@@ -130,7 +131,7 @@ def accumulate_log_softmax_(
     store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tensor | None
 ) -> None:
     """store[h, index[b], :] += sum_m weight[m, b] * log_softmax(logits[m][h, b, :])."""
-    heads, _, columns = store.shape
+    heads, rows, columns = store.shape
     samples = index.shape[0]
     double = store.dtype == torch.float64 or any(x.dtype == torch.float64 for x in logits)
     long = not fits(columns, True)
@@ -143,7 +144,7 @@ def accumulate_log_softmax_(
         views = [argument for view in padded for argument in (view, *view.stride())]
         launch(
             accumulate_kernel, heads * parts,
-            store, *store.stride(), index, index if weight is None else weight, *views,
+            store, *store.stride(), rows, index, index if weight is None else weight, *views,
             first, samples, columns, parts,
             VIEWS=len(group), ALL=len(logits), WEIGHTED=weight is not None,
             DOUBLE=double, LONG=long, **tiles.options(),

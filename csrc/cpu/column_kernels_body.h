@@ -30,40 +30,69 @@ SELAVI_INLINE void column_shifts(const Number* tile, const Potential<Number>& ro
   }
 }
 
-SELAVI_INLINE void add_exponentials(const float* __restrict row, const Potential<float>& rows,
-                                    int64_t i, bool far, int64_t width,
-                                    const float* __restrict shift, float* __restrict sums) {
-  const float hi = rows.hi[i], lo = rows.lo[i], least = rows.least;
-  const float scale = rows.scale;
-  if (far) {
-    const double wide = scale, u = static_cast<double>(hi) + lo;
+// sums_k = sum_i exp(x_ik - shift_k) over a tile's rows.
+SELAVI_INLINE void add_exponentials(const float* tile, const Potential<float>& rows, int64_t first,
+                                    int64_t last, int64_t width, const float* __restrict shift,
+                                    float* __restrict sums) {
+  for (int64_t i = first; i < last; ++i) {
+    const float hi = rows.hi[i], lo = rows.lo[i], least = rows.least, scale = rows.scale;
+    if (hi == -__builtin_inff()) continue;
+    const float* __restrict row = tile + (i - first) * width;
 #pragma omp simd
     for (int64_t k = 0; k < width; ++k) {
-      const auto y = static_cast<float>(wide * row[k] + u - shift[k]);
+      const float y = multiply_add<kFma>(scale, row[k], hi - shift[k]) + lo;
       sums[k] += exp2_below_100<kFma>(y, least);
     }
-    return;
-  }
-#pragma omp simd
-  for (int64_t k = 0; k < width; ++k) {
-    const float y = multiply_add<kFma>(scale, row[k], hi - shift[k]) + lo;
-    sums[k] += exp2_below_100<kFma>(y, least);
   }
 }
 
-SELAVI_INLINE void add_exponentials(const double* __restrict row, const Potential<double>& rows,
-                                    int64_t i, bool, int64_t width, const double* __restrict shift,
-                                    double* __restrict sums) {
-  const double u = rows.hi[i], scale = rows.scale;
+SELAVI_INLINE void add_exponentials(const double* tile, const Potential<double>& rows,
+                                    int64_t first, int64_t last, int64_t width,
+                                    const double* __restrict shift, double* __restrict sums) {
+  for (int64_t i = first; i < last; ++i) {
+    const double u = rows.hi[i], scale = rows.scale;
+    if (u == -__builtin_inf()) continue;
+    const double* __restrict row = tile + (i - first) * width;
 #pragma omp simd
-  for (int64_t k = 0; k < width; ++k) {
-    sums[k] += exp_nonpositive(multiply_add<kFma>(scale, row[k], u) - shift[k]);
+    for (int64_t k = 0; k < width; ++k) {
+      sums[k] += exp_nonpositive(multiply_add<kFma>(scale, row[k], u) - shift[k]);
+    }
+  }
+}
+
+// The same in double, shifts too, for tiles that are too far from 0 (or lack the instruction).
+SELAVI_INLINE void add_far_exponentials(const float* tile, const Potential<float>& rows,
+                                        int64_t first, int64_t last, int64_t width,
+                                        double* __restrict shift, float* __restrict sums) {
+  const double scale = rows.scale;
+  for (int64_t k = 0; k < width; ++k) shift[k] = -__builtin_inf();
+  for (int sweep = 0; sweep < 2; ++sweep) {  // shifts, then exponentials
+    for (int64_t i = first; i < last; ++i) {
+      if (rows.hi[i] == -__builtin_inff()) continue;
+      const double u = static_cast<double>(rows.hi[i]) + rows.lo[i];
+      const float* __restrict row = tile + (i - first) * width;
+      const float least = rows.least;
+      if (sweep == 1) {
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) {
+          const auto y = static_cast<float>(scale * row[k] + u - shift[k]);
+          sums[k] += exp2_below_100<kFma>(y, least);
+        }
+      } else {
+#pragma omp simd
+        for (int64_t k = 0; k < width; ++k) {
+          const double x = scale * row[k] + u;
+          shift[k] = x > shift[k] ? x : shift[k];
+        }
+      }
+    }
+    for (int64_t k = 0; k < width; ++k) shift[k] = shift[k] > -__builtin_inf() ? shift[k] : 0.0;
   }
 }
 
 // Merges exp(shift) sums into the running exp(max) sum of each column.
 template <typename Number>
-SELAVI_INLINE void merge_columns(const Number* __restrict shift, const Number* __restrict sums,
+SELAVI_INLINE void merge_columns(const double* __restrict shift, const Number* __restrict sums,
                                  double unit, int64_t width, double* __restrict max,
                                  double* __restrict sum) {
   constexpr double kNone = -__builtin_inf();
@@ -88,6 +117,7 @@ SELAVI_INLINE void column_tile(const RowBlock<Storage>& block,
   Number* tile = scratch;
   Number* shift = tile + kGroup * width;
   Number* sums = shift + width;
+  double wide_shift[kColumnTile];
   pad_rows(tile, kGroup, block.matrix.columns, width);
   for (int64_t k = 0; k < width; ++k) max[k] = -__builtin_inf();
   for (int64_t k = 0; k < width; ++k) sum[k] = 0.0;
@@ -95,14 +125,18 @@ SELAVI_INLINE void column_tile(const RowBlock<Storage>& block,
     const int64_t last = first + kGroup < block.last ? first + kGroup : block.last;
     load_rows(block.matrix, first, last, tile, width);
     column_shifts(tile, rows, first, last, width, shift);
-    bool far = !kFma;
-    for (int64_t k = 0; k < width; ++k) far |= __builtin_fabs(shift[k]) > 0x1p23 * rows.quantum;
     for (int64_t k = 0; k < width; ++k) sums[k] = Number(0);
-    for (int64_t i = first; i < last; ++i) {
-      if (rows.hi[i] == static_cast<Number>(-__builtin_inf())) continue;
-      add_exponentials(tile + (i - first) * width, rows, i, far, width, shift, sums);
+    bool far = false;
+    if constexpr (sizeof(Number) == sizeof(float)) {
+      far = !kFma;
+      for (int64_t k = 0; k < width; ++k) far |= is_far(shift[k], rows.quantum);
+      if (far) add_far_exponentials(tile, rows, first, last, width, wide_shift, sums);
     }
-    merge_columns(shift, sums, rows.unit, width, max, sum);
+    if (!far) {
+      add_exponentials(tile, rows, first, last, width, shift, sums);
+      for (int64_t k = 0; k < width; ++k) wide_shift[k] = shift[k];
+    }
+    merge_columns(wide_shift, sums, rows.unit, width, max, sum);
   }
 }
 

@@ -130,6 +130,19 @@ SELAVI_INLINE void pass_quad(const Number* const* log_p, const Quad& quad, const
   add_quad(exponentials, width, factor, heaviest / kFactorScale, width, mass);
 }
 
+// A chunk of a row that is -inf throughout, which has no shift of its own: its exponentials are 0.
+// NaN among its entries stays.
+template <typename Number>
+SELAVI_INLINE void clear_empty_chunk(const Number* log_p, int64_t count, Number* exponentials,
+                                     RowSoftmax* part) {
+  if (part->shift > -__builtin_inf()) return;
+  for (int64_t k = 0; k < count; ++k) {
+    if (log_p[k] != -__builtin_inf()) return;
+  }
+  for (int64_t k = 0; k < count; ++k) exponentials[k] = Number(0);
+  part->sum = 0.0;
+}
+
 // The same where rows are too long to be kept near by: each is read once, in chunks with shifts of
 // their own. `buffer` is for a chunk of kQuad rows.
 template <typename Storage>
@@ -159,7 +172,11 @@ SELAVI_INLINE void pass_long_quad(const RowBlock<Storage>& block, const Quad& qu
                              : ahead_of(matrix, quad.row[0] + kQuad, block.last, 0);
     const Potential<Number> there = {potential.scale,      potential.unit,       potential.quantum,
                                      potential.hi + begin, potential.lo + begin, potential.least};
-    softmax_quad(log_p, there, ahead, count, width, exponentials + begin, parts[begin / chunk]);
+    RowSoftmax* softmaxes = parts[begin / chunk];
+    softmax_quad(log_p, there, ahead, count, width, exponentials + begin, softmaxes);
+    for (int64_t j = 0; j < kQuad; ++j) {
+      clear_empty_chunk(log_p[j], count, exponentials + j * width + begin, softmaxes + j);
+    }
   }
   const int64_t chunks = (width + chunk - 1) / chunk;
   RowSoftmax rows[kQuad];

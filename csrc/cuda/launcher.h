@@ -54,6 +54,11 @@ class Launcher {
     cudaLaunchAttribute attributes[2];
     unsigned count = 0;
     if (geometry.cluster > 1) {
+      cudaFuncAttributes compiled;
+      check(cudaFuncGetAttributes(&compiled, reinterpret_cast<const void*>(kernel)), name);
+      STD_TORCH_CHECK(compiled.ptxVersion >= 90, "selavi: ", name,
+                      " was compiled for older GPUs than this one; build selavi with 9.0 in "
+                      "TORCH_CUDA_ARCH_LIST");
       attributes[count].id = cudaLaunchAttributeClusterDimension;
       attributes[count].val.clusterDim = {static_cast<unsigned>(geometry.cluster), 1, 1};
       ++count;

@@ -38,14 +38,15 @@ struct OnChipPlan {
 struct OnChipLayout {
   size_t potential, share, rows, bytes;
 
-  // Scratch comes first: of two reductions, and of teams.
+  // Scratch comes first: of two reductions, of rows that are far from 0, and of teams. Teams do not
+  // wait for each other: what one reads must be its own, whatever the others are at.
   static constexpr size_t kWarps = kOnChipThreads / kWarp;
   static constexpr size_t kReduction = kWarps * kTeamRows;  // doubles
 
   __host__ __device__ OnChipLayout(int64_t columns, int64_t block_rows, size_t element) {
     constexpr size_t kLine = 16;
     const auto wide = static_cast<size_t>(columns), high = static_cast<size_t>(block_rows);
-    potential = (2 * kReduction + kWarps + 2) * sizeof(double);
+    potential = (2 * kReduction + 3 * kWarps + 2) * sizeof(double);
     // hi and lo; in between sums of a slice.
     const size_t slice = wide + kSliceColumns > kWarps * kSliceColumns ? wide + kSliceColumns
                                                                        : kWarps * kSliceColumns;
@@ -97,7 +98,7 @@ struct OnChipBlock {
   int index;               // among the problem's blocks
   int64_t first;           // row
   int rows, columns;
-  double *scratch, *other_scratch, *team_scratch;
+  double *scratch, *other_scratch, *far_scratch, *team_scratch;
   double* unit;  // the block's largest weight; share = weight / unit
   float *hi, *lo, *share;
   Storage* data;
@@ -113,7 +114,8 @@ struct OnChipBlock {
     auto* memory = shared_memory<unsigned char>();
     scratch = reinterpret_cast<double*>(memory);
     other_scratch = scratch + OnChipLayout::kReduction;
-    team_scratch = other_scratch + OnChipLayout::kReduction;
+    far_scratch = other_scratch + OnChipLayout::kReduction;
+    team_scratch = far_scratch + 2 * OnChipLayout::kWarps;
     unit = team_scratch + OnChipLayout::kWarps;
     hi = reinterpret_cast<float*>(memory + layout.potential);
     lo = hi + columns;
@@ -263,12 +265,12 @@ struct Evaluation {
       };
       double top = -INFINITY;
       each_column([&](int e, int, float hi, float lo) { top = fmax(top, exponent(e, hi, lo)); });
-      team.max<1>(&top, block.other_scratch);
+      team.max<1>(&top, block.far_scratch);
       each_column([&](int e, int, float hi, float lo) {
         x[0][e] = exp2_fast(static_cast<float>(exponent(e, hi, lo) - top));
         total += x[0][e];
       });
-      team.sum<1>(&total, reinterpret_cast<float*>(block.scratch));
+      team.sum<1>(&total, reinterpret_cast<float*>(block.far_scratch + OnChipLayout::kWarps));
       const float factor = factor_of(row, top, total);
       each_column([&](int e, int, float, float) { sum[e] = fmaf(factor, x[0][e], sum[e]); });
     }

@@ -55,6 +55,7 @@ struct ShapeList {
       using S = decltype(shape);
       const int64_t most = launcher.clusters() ? S::kMaxCluster : 1;
       if (arguments.log_p.columns > most * S::kWidth) return false;
+      if (PassLayout<S>(S::kMaxRows).bytes > launcher.largest_shared()) return false;
       launch_pass<Storage, S>(launcher, arguments, mass, value);
       return true;
     };

@@ -41,7 +41,7 @@ class PotentialParts {
 
 template <>
 inline PotentialParts<double>::PotentialParts(const double* v, double lam, int64_t count)
-    : scale_(lam), unit_(1.0), quantum_(0.0), hi_(padded(count)), lo_(0) {
+    : scale_(lam), unit_(1.0), quantum_(0.0), hi_(padded(count)), lo_(padded(count)) {
   std::fill(std::copy_n(v, count, hi_.data()), hi_.data() + padded(count), 0.0);
 }
 

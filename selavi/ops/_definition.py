@@ -32,7 +32,8 @@ def sinkhorn_pass(
     """Column masses sum_i c_i pi_ik (B, S, K) and sum_i c_i Z_i (B, S) at v (B, S, K).
 
     log_p is (B, N, K) of any floating dtype and strides, row_marginal (B, N) float64. A candidate
-    that begins with NaN is not tried, which a backend makes use of: its results are NaN.
+    that begins with NaN is not tried, which a backend makes use of: its results are NaN, and mean
+    nothing in a problem without weight.
     """
     mass = torch.zeros_like(v)
     mean_logsumexp = v.new_zeros(v.shape[:2])

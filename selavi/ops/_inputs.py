@@ -10,15 +10,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+_CHUNK = 16384  # rows that are copied at once
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-# Floats are read as at least -2^100; times a smaller lam, that would be no -inf any more.
+# Between these, lam and what is made of it are floats of full precision.
 LEAST_LAM, MOST_LAM = 1e-20, 1e20
 
 
 def check_number(name: str, value: float, least: float, most: float) -> None:
-    if isinstance(value, torch.Tensor | str):
+    if value is None or isinstance(value, torch.Tensor | str | complex):
         raise TypeError(f"{name} is a {type(value).__name__}; expected a number")
     if not least <= value <= most:
         raise ValueError(f"{name}={value}; expected a number from {least:g} to {most:g}")
@@ -167,9 +168,10 @@ def check_entries(
     never = torch.iinfo(torch.int64).max
     dead_row = dead_rows[0] + first_row if len(dead_rows) else torch.tensor(never)
     column_max = matrix.new_full((len(matrix), matrix.shape[-1]), -torch.inf)
-    if matrix.shape[1]:
-        weighty = matrix if (c > 0).all() else matrix.masked_fill((c == 0)[..., None], -torch.inf)
-        column_max = weighty.amax(-2)
+    for rows, weight in zip(matrix.split(_CHUNK, 1), c.split(_CHUNK, 1), strict=True):
+        if rows.shape[1]:
+            weighty = rows.masked_fill((weight == 0)[..., None], -torch.inf)
+            column_max = torch.maximum(column_max, weighty.amax(-2))
     if group is not None:
         dead_row = dead_row.to(matrix.device)
         dist.all_reduce(broken, dist.ReduceOp.MAX, group=group)

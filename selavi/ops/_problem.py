@@ -175,7 +175,7 @@ class Lookahead:
             return True
         answer = condition.any().to("cpu", non_blocking=True)
         event = torch.cuda.Event()
-        event.record()
+        event.record(torch.cuda.current_stream(condition.device))
         self._answers.append((answer, event))
         if len(self._answers) <= _STEPS_AHEAD:
             return True

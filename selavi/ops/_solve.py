@@ -1,6 +1,7 @@
 """A whole solve as one operator, so that torch.compile and torch.export take it as it is."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -70,13 +71,15 @@ def solve(
             )
     c = _inputs.row_weights(row_marginal, matrix, total_rows, checked, group)
     r = _inputs.column_weights(col_marginal, matrix, checked, group)
+    # Once: what has passed is remembered.
+    check = lru_cache(maxsize=1)(lambda: _inputs.check_entries(matrix, c, first_row, group))
     problem = Problem(
         primitives=ours,
         log_p=matrix,
         row_marginal=c,
         col_marginal=r,
         lam=torch.full_like(r[:, 0], options.lam),
-        check=lambda: _inputs.check_entries(matrix, c, first_row, group),
+        check=check,
         total_rows=total_rows,
         first_row=first_row,
         group=group,
@@ -93,7 +96,7 @@ def solve(
     labels, logsumexp, confidence = ours.sinkhorn_labels(matrix, state.v, problem.lam)
     broken = logsumexp.isnan() | logsumexp.isposinf()  # in a row without weight
     if checked and _inputs.on_any_rank(broken.any(), group):
-        _inputs.check_entries(matrix, c, first_row, group)
+        check()
     nowhere = (c == 0) & ~(logsumexp > -torch.inf)  # NaN or -inf: the row is -inf throughout
     confidence = confidence.masked_fill(nowhere, 1.0 / matrix.shape[-1])
     return Solution(

@@ -33,7 +33,9 @@ def accumulate_log_softmax_(
         store.
 
     Raises:
-        ValueError: shapes that do not match, no logits, an index outside the store or repeated.
+        ValueError: shapes that do not match, no logits, an index outside the store or repeated, a
+            store whose entries overlap or that shares memory with logits. In compiled code the
+            arguments are not checked.
         TypeError: a wrong dtype.
         RuntimeError: logits or store require a gradient, which this in-place sum does not pass on.
     """
@@ -52,6 +54,10 @@ def _check(store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tenso
         raise TypeError(f"store has dtype {store.dtype}; expected float32 or float64")
     if store.ndim != 3:
         raise ValueError(f"store has shape {tuple(store.shape)}; expected (H, N, K)")
+    if any(stride == 0 and n > 1 for stride, n in zip(store.stride(), store.shape, strict=True)):
+        raise ValueError(
+            f"store has strides {store.stride()}; expected entries that do not overlap"
+        )
     if index.dtype != torch.int64:
         raise TypeError(f"index has dtype {index.dtype}; expected int64")
     if index.ndim != 1:
@@ -62,6 +68,8 @@ def _check(store: Tensor, logits: Sequence[Tensor], index: Tensor, weight: Tenso
     for m, view in enumerate(logits):
         if not view.is_floating_point():
             raise TypeError(f"logits[{m}] has dtype {view.dtype}; expected a floating dtype")
+        if view.untyped_storage().data_ptr() == store.untyped_storage().data_ptr():
+            raise ValueError(f"logits[{m}] shares memory with the store; pass a copy")
         if view.shape != expected:
             raise ValueError(
                 f"logits[{m}] has shape {tuple(view.shape)}; expected (H, B, K) = {expected}"

@@ -1,5 +1,6 @@
 """Match a prior over cluster sizes to the clusters at hand."""
 
+import torch
 from torch import Tensor
 
 from selavi.ops._library import Backend, primitives
@@ -20,13 +21,13 @@ def permute_prior(prior: Tensor, mass: Tensor, *, backend: Backend = "auto") -> 
         (..., K), of prior's dtype on mass's device, with prior's numbers in their new order.
 
     Raises:
-        ValueError: shapes that do not match, or NaN.
+        ValueError: shapes that do not match, or NaN (not looked for in compiled code).
         TypeError: a dtype that is not floating.
     """
     for name, tensor in (("prior", prior), ("mass", mass)):
         if not tensor.is_floating_point():
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating dtype")
-        if tensor.isnan().any():
+        if not torch.compiler.is_compiling() and tensor.isnan().any():
             raise ValueError(f"{name} of shape {tuple(tensor.shape)} contains NaN")
     if mass.ndim < 1 or prior.shape not in (mass.shape, mass.shape[-1:]):
         raise ValueError(

@@ -1,7 +1,8 @@
 """Entropic optimal transport of N samples to K clusters, in the log domain."""
 
+import operator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, SupportsIndex, get_args
 
 import torch
 import torch.distributed as dist
@@ -112,10 +113,10 @@ def sinkhorn(
 
     Args:
         log_p: (..., N, K) log-probabilities or any negated cost; float32, float64, bfloat16 or
-            float16, any strides, entries down to -inf (finite ones below -2^100 are equal to each
-            other unless they are float64); may be mapped from a file that is larger
-            than memory. Leading dimensions are separate problems. Arithmetic is float64 for
-            float64 and float32 with float64 sums for the others.
+            float16, any strides, entries down to -inf; may be mapped from a file that is larger
+            than memory. Leading dimensions are separate problems (several are copied where their
+            strides do not let them be seen as one). Arithmetic is float64 for float64 and float32
+            with float64 sums for the others.
         lam: 1 / epsilon, from 1e-20 to 1e20; large is sharp.
         row_marginal: c, (N,) or (..., N), non-negative; None is uniform. Normalised here. A row of
             weight 0 takes no part but is labelled.
@@ -153,8 +154,12 @@ def sinkhorn(
     """
     if isinstance(init, SinkhornResult):
         init = init.col_potential
+    if isinstance(max_iterations, SupportsIndex):
+        max_iterations = operator.index(max_iterations)
     options = Options(lam, permute, tol, max_iterations, solver, backend)
     tensors = (log_p, row_marginal, col_marginal, init)
+    if not (group is None or isinstance(group, dist.ProcessGroup)):
+        raise TypeError(f"group is a {type(group).__name__}; expected a torch.distributed group")
     if group is None:
         _check(tensors, options, None)
         solution = Solution(*solve_op(*_as_problems(tensors), *options))
@@ -177,6 +182,8 @@ def _check(tensors: Tensors, options: Options, group: dist.ProcessGroup | None) 
         _inputs.check_number("tol", options.tol, 1e-300, 2.0)
     elif options.solver not in ("auto", "sinkhorn"):
         raise ValueError(f"solver={options.solver!r} needs a tol; tol=None is Sinkhorn's iteration")
+    if not isinstance(options.permute, bool):
+        raise TypeError(f"permute is a {type(options.permute).__name__}; expected a bool")
     if not isinstance(options.max_iterations, int) or options.max_iterations < 1:
         raise ValueError(f"max_iterations={options.max_iterations}; expected an integer >= 1")
     batch, (n, k) = log_p.shape[:-2], log_p.shape[-2:]
@@ -237,7 +244,7 @@ def _result(solution: Solution, log_p: Tensor, options: Options) -> SinkhornResu
         converged=(solution.error <= tol).reshape(batch),
         value=solution.value.reshape(batch),
         _labels=solution.labels.reshape(*batch, n),
-        _log_p=log_p,
+        _log_p=log_p if solution.value.requires_grad else log_p.detach(),
         _lam=options.lam,
         _backend=options.backend,
     )

@@ -5,7 +5,7 @@
 // same time. This checks indices, arithmetic and who waits for whom, not speed. Shared memory
 // starts as NaN and ends at a guard page; a barrier that some threads never reach, and lanes that
 // meet in different warp operations, end the program with a message. Threads take turns forward or
-// backward (SELAVI_EMULATOR_BACKWARD): results that differ show a barrier that is missing.
+// by chance (SELAVI_EMULATOR_SEED): results that differ show a barrier that is missing.
 #pragma once
 
 #include <setjmp.h>
@@ -21,6 +21,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <random>
 #include <vector>
 
 #define __global__
@@ -229,20 +230,14 @@ inline T from_lane(const unsigned char (*slots)[kLargestExchange], int lane) {
   return value;
 }
 
-inline bool backward() {
-  const char* value = std::getenv("SELAVI_EMULATOR_BACKWARD");
-  return value != nullptr && value[0] == '1';
-}
-
 inline void run(Group& group) {
-  std::vector<Fiber*> order;
-  for (auto& fiber : group.fibers) order.push_back(fiber.get());
-  if (backward()) std::reverse(order.begin(), order.end());
-  group.ready.assign(order.begin(), order.end());
-  const bool newest_first = backward();
+  for (auto& fiber : group.fibers) group.ready.push_back(fiber.get());
+  const char* seed = std::getenv("SELAVI_EMULATOR_SEED");
+  std::minstd_rand random(seed == nullptr ? 1u : static_cast<unsigned>(std::atoi(seed)));
   while (!group.ready.empty()) {
-    Fiber* fiber = newest_first ? group.ready.back() : group.ready.front();
-    newest_first ? group.ready.pop_back() : group.ready.pop_front();
+    if (seed != nullptr) std::swap(group.ready.front(), group.ready[random() % group.ready.size()]);
+    Fiber* fiber = group.ready.front();
+    group.ready.pop_front();
     resume(fiber);
   }
   for (auto& fiber : group.fibers) {

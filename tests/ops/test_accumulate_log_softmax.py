@@ -143,3 +143,12 @@ def test_gradient_is_refused():
     logits[0].requires_grad_()
     with pytest.raises(RuntimeError, match=r"under torch\.no_grad\(\)"):
         accumulate_log_softmax_(store, logits, index, weight)
+
+
+def test_refuses_a_store_that_overlaps_itself_or_logits():
+    store = torch.zeros(2, 5, 3)
+    index = torch.arange(5)
+    with pytest.raises(ValueError, match=r"logits\[0\] shares memory with the store"):
+        accumulate_log_softmax_(store, [store], index)
+    with pytest.raises(ValueError, match="expected entries that do not overlap"):
+        accumulate_log_softmax_(torch.zeros(1, 5, 3).expand(2, 5, 3), [store], index)

@@ -269,3 +269,25 @@ def test_primitives_compile_without_a_break():
         backend="aot_eager",
     )
     torch.testing.assert_close(function(log_p), LIBRARY.sinkhorn_pass(log_p * 2, v, c, LAM)[0] + 1)
+
+
+@pytest.mark.parametrize("k", [2049, 4096, 4100])
+def test_stretches_of_a_long_row_may_be_minus_infinity(library, dtype, k):
+    """A backend may take a long row in parts, and such a part has no maximum of its own."""
+    log_p, v, c = primitive_arguments(1, 9, k, 2)
+    log_p[0, 1, 2048:] = log_p[0, 2, :2048] = log_p[0, 3, 1:] = log_p[0, 4, :-1] = -torch.inf
+    assert_primitives_match(library, log_p.to(dtype), v, c, 1.0, LONG_ROW_PRIMITIVES)
+    log_p[0, 5, :2048] = -torch.inf
+    log_p[0, 5, 7] = torch.nan
+    mass, mean_logsumexp = library.sinkhorn_pass(log_p.to(dtype), v, c, LAM)
+    assert not mass.isfinite().any() and not mean_logsumexp.isfinite().any()
+
+
+@pytest.mark.parametrize("scale", [1e8, 1e10, 1e20, 1e30])
+def test_column_logsumexp_of_huge_numbers(library, scale):
+    log_p, _, _ = primitive_arguments(1, 128, 50, 1)
+    log_p = log_p * scale
+    u = torch.zeros(1, 128, dtype=torch.float64)
+    ours = library.sinkhorn_column_logsumexp(log_p, u, LAM)
+    definition = _definition.sinkhorn_column_logsumexp(log_p, u, LAM)
+    torch.testing.assert_close(ours, definition, rtol=1e-13, atol=1e-6)

@@ -175,3 +175,10 @@ def test_a_second_gradient_is_refused(backend):
     torch.testing.assert_close(first.detach(), gradient(log_p, backend=backend))
     with pytest.raises(RuntimeError, match="`value` has a first gradient only; detach"):
         (first.pow(2).sum() + log_p.sum()).backward()
+
+
+def test_a_result_of_no_grad_has_no_gradient_anywhere():
+    log_p = random_log_p(40, 6).requires_grad_()
+    with torch.no_grad():
+        result = sinkhorn(log_p, lam=2.0)
+    assert not result.log_plan().requires_grad and not result.plan().requires_grad

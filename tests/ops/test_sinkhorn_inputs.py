@@ -1,5 +1,6 @@
 """What `sinkhorn` refuses, and how it says so."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,3 +94,11 @@ def test_unchecked_entries_end_unconverged():
     for log_p in (with_entry(torch.nan), with_dead(0)):
         result = sinkhorn(log_p, tol=None, max_iterations=3)
         assert not result.converged and not result.value.isfinite()
+
+
+def test_arguments_of_the_wrong_type_are_named():
+    log_p = random_log_p(20, 4)
+    for name, value in (("lam", None), ("lam", 1j), ("permute", "yes"), ("group", "gloo")):
+        with pytest.raises(TypeError, match=f"{name} is a {type(value).__name__}"):
+            sinkhorn(log_p, **{name: value})
+    assert sinkhorn(log_p, max_iterations=np.int64(20)).n_passes <= 20
