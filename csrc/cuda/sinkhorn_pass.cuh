@@ -34,7 +34,7 @@ struct Shape {
   // About what a thread needs: rows now and next, sums, potentials, all else.
   static constexpr int kRegisters =
       (2 * kRows + (kHoldsSums ? kCandidates : 0) + (kHoldsPotential ? 2 : 0)) * kColumns +
-      4 * kCandidates + 66;
+      5 * kCandidates + 66;
   static constexpr int kMinBlocks = std::max(1, 65536 / (kThreads * kRegisters));
 };
 
