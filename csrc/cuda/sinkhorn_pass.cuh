@@ -2,276 +2,170 @@
 // keeps fixed columns: their sums over all its rows stay in registers. Free of torch.
 #pragma once
 
-#include <algorithm>
-
-#include "pass_partials.cuh"
 #include "potential.cuh"
+#include "sinkhorn_pass_shape.cuh"
 
 namespace selavi::cuda {
 
-// A team is kLanes lanes of one warp, or kWarps warps; where kColumns is kWideColumns or more it is
-// a block, of which those in a cluster share a row. A thread keeps kColumns columns, of which kSure
-// exist in every thread, and works on kRows rows at a time while the next ones arrive.
-constexpr int kWideColumns = 32;
+// A thread's columns of a batch of rows, and the rows' weights as two floats each.
+template <typename Number, typename S>
+struct Batch {
+  Number p[S::kRows][S::kColumns];
+  float2 weight[S::kRows];
 
-template <int kLanes_, int kWarps_, int kColumns_, int kSure_, int kCandidates_, int kRows_>
-struct Shape {
-  static constexpr int kLanes = kLanes_, kWarps = kWarps_, kColumns = kColumns_, kSure = kSure_;
-  static constexpr int kCandidates = kCandidates_, kRows = kRows_;
-  static constexpr int kBlockWarps = kWarps > 4 ? kWarps : 4;
-  static constexpr int kThreads = kBlockWarps * kWarp;
-  static constexpr int kTeam =
-      kLanes * kWarps;  // threads; also how far apart a thread's columns are
-  static constexpr int kTeams = kThreads / kTeam;
-  static constexpr int kWidth = kTeam * kColumns;  // columns of a block
-  static constexpr bool kWide = kColumns >= kWideColumns;
-  static constexpr int kMaxCluster = kWide ? 8 : 1;
-  static constexpr int kSummed = kLanes < kWarp ? 64 : 128;  // rows that a thread sums in float
-  static constexpr int kMaxRows = kTeams * kSummed;
-  static constexpr bool kHoldsPotential =
-      kCandidates == 1 && kColumns <= 8 && kRows * kColumns <= 24;
-  static constexpr bool kHoldsSums = !kWide;  // in registers; else in shared memory
-  // About what a thread needs: rows now and next, sums, potentials, all else.
-  static constexpr int kRegisters =
-      (2 * kRows + (kHoldsSums ? kCandidates : 0) + (kHoldsPotential ? 2 : 0)) * kColumns +
-      5 * kCandidates + 66;
-  static constexpr int kMinBlocks = std::max(1, 65536 / (kThreads * kRegisters));
-};
-
-struct Part {  // of a row's sum: sum * 2^shift
-  double shift;
-  float sum;
-};
-
-// Where things are in shared memory, in bytes.
-template <typename S>
-struct PassLayout {
-  size_t exchange, weight, potential, sums, merge, value, row, far, count, bytes;
-
-  __host__ __device__ explicit PassLayout(int rows) {
-    size_t end = 0;
-    exchange =
-        take(&end, S::kWarps == 1 ? 0 : 2 * S::kRows * S::kTeams * S::kWarps * S::kMaxCluster,
-             sizeof(Part));
-    weight = take(&end, rows, sizeof(float2));
-    potential = take(&end, S::kHoldsPotential ? 0 : S::kCandidates * S::kWidth, sizeof(float2));
-    sums = take(&end, S::kHoldsSums ? 0 : S::kCandidates * S::kWidth, sizeof(float));
-    merge = take(&end, S::kTeams == 1 ? 0 : S::kTeams * S::kWidth, sizeof(float));
-    value = take(&end, S::kBlockWarps, sizeof(double));
-    row = take(&end, rows, sizeof(uint16_t));
-    far = take(&end, rows / S::kRows, sizeof(uint16_t));
-    count = take(&end, S::kBlockWarps, sizeof(int));
-    bytes = end;
-  }
-
-  __host__ __device__ static size_t take(size_t* end, int count, size_t size) {
-    const size_t begin = *end;
-    *end = (begin + static_cast<size_t>(count) * size + 15) / 16 * 16;
-    return begin;
+  __device__ __forceinline__ Batch<float, S> in_float() const {
+    Batch<float, S> batch;
+#pragma unroll
+    for (int r = 0; r < S::kRows; ++r) {
+      batch.weight[r] = weight[r];
+#pragma unroll
+      for (int j = 0; j < S::kColumns; ++j) batch.p[r][j] = to_float(p[r][j]);
+    }
+    return batch;
   }
 };
 
-// The chunk's rows with weight and their weights, as two floats each. Returns how many.
-template <typename S>
-__device__ int gather_rows(const double* weights, int rows, float2* weight, uint16_t* row,
-                           int* counts) {
-  constexpr int kEach = (S::kMaxRows + S::kThreads - 1) / S::kThreads;
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp, lane = thread % kWarp;
-  double mine[kEach];
-  unsigned ballots[kEach];
-  int total = 0;
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    const int i = j * S::kThreads + thread;
-    mine[j] = i < rows ? load(weights + i) : 0.0;
-  }
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    ballots[j] = __ballot_sync(kAllLanes, mine[j] != 0.0);
-    total += __popc(ballots[j]);
-  }
-  if (lane == 0) counts[warp] = total;
-  __syncthreads();
-  int before = 0;
-  total = 0;
-  for (int w = 0; w < S::kBlockWarps; ++w) {
-    if (w == warp) before = total;
-    total += counts[w];
-  }
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) {
-    if (mine[j] != 0.0) {
-      const int at = before + __popc(ballots[j] & ((1u << lane) - 1));
-      const float high = static_cast<float>(mine[j]);
-      weight[at] = make_float2(high, static_cast<float>(mine[j] - high));
-      row[at] = static_cast<uint16_t>(j * S::kThreads + thread);
-    }
-    before += __popc(ballots[j]);
-  }
-  __syncthreads();
-  return total;
-}
-
-// Sums a row's parts over the warps of its team. One barrier: `exchange` alternates between two.
-template <typename S>
-__device__ __forceinline__ void team_sums(Part* exchange, int cluster, int rank, int team, int warp,
-                                          int lane, const Part (&part)[S::kRows],
-                                          Part (&whole)[S::kRows]) {
-  const int parts = S::kWide ? cluster * S::kWarps : S::kWarps;
-  Part* const own = exchange + team * S::kRows * S::kWarps;
-#pragma unroll
-  for (int r = 0; r < S::kRows; ++r) {
-    if (S::kWide) {
-      if (lane < cluster) {
-        in_cluster_block(own, lane)[r * parts + rank * S::kWarps + warp] = part[r];
-      }
-    } else if (lane == 0) {
-      own[r * parts + warp] = part[r];
-    }
-  }
-  if (S::kWide) {
-    cluster_sync();
-  } else if (S::kTeams > 1) {
-    named_sync(1 + team, S::kTeam);
-  } else {
-    __syncthreads();
-  }
-  constexpr int kGroup = S::kWide ? kWarp : S::kWarps;  // lanes that together read all parts
-#pragma unroll
-  for (int r = 0; r < S::kRows; ++r) {
-    double shift = -infinity();
-    for (int j = lane % kGroup; j < parts; j += kGroup)
-      shift = fmax(shift, own[r * parts + j].shift);
-    shift = lanes_max<kGroup>(shift);
-    float sum = 0.0f;
-    for (int j = lane % kGroup; j < parts; j += kGroup) {
-      const Part other = own[r * parts + j];
-      sum += other.sum * exp2_fast(static_cast<float>(other.shift - shift));
-    }
-    whole[r] = {shift, lanes_sum<kGroup>(sum)};
-  }
-}
-
+// What a thread holds, and what it does with its columns.
 template <typename Storage, typename S>
-__global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
-    pass_kernel(PassArguments<Storage> arguments, PassPartials<float> partials) {
-  constexpr int kRows = S::kRows, kColumns = S::kColumns, kCandidates = S::kCandidates;
-  const double kFar = infinity();
-  const Matrices<Storage>& log_p = arguments.log_p;
-  const int cluster = S::kWide ? cluster_blocks() : 1, rank = S::kWide ? cluster_rank() : 0;
-  const int64_t task = blockIdx.x / static_cast<unsigned>(cluster);
-  const int64_t b = task / partials.chunks;
-  const int64_t first_row = task % partials.chunks * partials.chunk_rows;
-  const int64_t rows_left = log_p.rows - first_row;
-  const int rows =
-      rows_left < partials.chunk_rows ? static_cast<int>(rows_left) : partials.chunk_rows;
+struct PassThread {
+  static constexpr int kRows = S::kRows, kColumns = S::kColumns, kCandidates = S::kCandidates;
+  using Exponentials = float[kRows][kColumns];
 
-  auto* const shared = shared_memory<unsigned char>();
-  const PassLayout<S> layout(partials.chunk_rows);
-  auto* const exchange = reinterpret_cast<Part*>(shared + layout.exchange);
-  auto* const weights = reinterpret_cast<float2*>(shared + layout.weight);
-  auto* const potentials = reinterpret_cast<float2*>(shared + layout.potential);
-  auto* const row_list = reinterpret_cast<uint16_t*>(shared + layout.row);
-
-  const int count =
-      gather_rows<S>(arguments.row_marginal + b * log_p.rows + first_row, rows, weights, row_list,
-                     reinterpret_cast<int*>(shared + layout.count));
-  if (threadIdx.x == 0 && rank == 0) partials.rows[task] = count;
-  if (count == 0) return;
-
+  const PassArguments<Storage>& arguments;
+  const PassBlock<S>& block;
+  const int count;  // the block's rows with weight
   const int thread = static_cast<int>(threadIdx.x);
   const int team = thread / S::kTeam, member = thread % S::kTeam, lane = thread % kWarp;
   const int warp = member / kWarp, team_lane = member % S::kLanes;
-  auto* const far_batches = reinterpret_cast<uint16_t*>(shared + layout.far) +
-                            team * (partials.chunk_rows / (S::kTeams * kRows));
-  // A block holds the columns [rank * slice, rank * slice + slice).
-  const int columns = static_cast<int>(log_p.columns);
-  const int slice = (columns + cluster - 1) / cluster;
-  const int first_column = rank * slice + member;
-  const int past = min(columns, rank * slice + slice);
-  int mine = 0;  // columns of this thread
-#pragma unroll
-  for (int j = 0; j < kColumns; ++j) mine += first_column + j * S::kTeam < past;
-
-  const double lam = arguments.lam[b];
-  const Scale scale(lam);
-  const double* const problem_v =
-      arguments.v + (b * arguments.all_candidates + arguments.first_candidate) * log_p.columns;
-  float2 held[S::kHoldsPotential ? kColumns : 1];
+  const double lam;
+  const Scale scale;
+  uint16_t* far_batches;  // of the team: step << 7 | a bit a candidate
+  int columns, first_column;
+  int mine = 0;              // columns of this thread
+  const double* problem_v;   // the first candidate's
+  const Storage* problem_p;  // this thread's first column in the block's first row
+  unsigned tried = 0;        // a bit a candidate: whether its v is a number
   float quantum[kCandidates];
-  unsigned tried = 0;
-#pragma unroll
-  for (int s = 0; s < kCandidates; ++s) {
-    quantum[s] = 1.0f;
-    if (s >= arguments.candidates) continue;
-    const double* const v = problem_v + s * log_p.columns;
-    if (v[0] == v[0]) tried |= 1u << s;
-    double largest = 0.0;
-    for (int j = 0; j < mine; ++j) {
-      const double size = fabs(v[first_column + j * S::kTeam]);
-      if (size < infinity()) largest = fmax(largest, size);
-    }
-    quantum[s] = quantum_of(lanes_max(largest), lam);
-#pragma unroll
-    for (int j = 0; j < kColumns; ++j) {
-      const float2 split = j < mine ? split_potential(v[first_column + j * S::kTeam], quantum[s])
-                                    : make_float2(-infinity(), 0.0f);
-      if constexpr (S::kHoldsPotential) {
-        held[j] = split;
-      } else if (team == 0) {
-        potentials[s * S::kWidth + j * S::kTeam + member] = split;
-      }
-    }
-  }
-  __syncthreads();
-  if (S::kWide) cluster_sync();  // all blocks of the cluster have begun
-
-  const Storage* const problem = log_p.data + b * log_p.problem_stride +
-                                 first_row * log_p.row_stride + first_column * log_p.column_stride;
-  // Where this thread's columns begin in a batch's row r, and the row's weight: 0 past the last.
-  const auto row_at = [&](int step, int r, float2* weight) {
-    const int entry = (step * S::kTeams + team) * kRows + r;
-    *weight = entry < count ? weights[entry] : make_float2(0.0f, 0.0f);
-    return problem + row_list[min(entry, count - 1)] * log_p.row_stride;
-  };
-  const auto load_rows = [&](int step, Storage(&values)[kRows][kColumns], float2(&weight)[kRows]) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      const Storage* const row = row_at(step, r, &weight[r]);
-      const auto load_columns = [&](auto stride) {
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          values[r][j] = j < S::kSure || j < mine ? load(row + j * S::kTeam * stride) : Storage{};
-        }
-      };
-      if (log_p.column_stride == 1) {
-        load_columns(1);
-      } else {
-        load_columns(log_p.column_stride);
-      }
-    }
-  };
-
+  float2 held_potential[S::kHoldsPotential ? kColumns : 1];
   float held_mass[kCandidates][S::kHoldsSums ? kColumns : 1];
-  const auto mass = [&](int s, int j) -> float& {
-    if constexpr (S::kHoldsSums) {
-      return held_mass[s][j];
-    } else {
-      return reinterpret_cast<float*>(shared + layout.sums)[s * S::kWidth + j * S::kTeam + member];
-    }
-  };
   double value[kCandidates];
   float kept_sum[kCandidates];  // lane i keeps a row's until its logarithm is due
   float2 kept_weight = make_float2(0.0f, 0.0f);
+  int parity = 0;     // of the exchange that is next
+  int far_count = 0;  // batches of the team that are to be done in double
+
+  __device__ __forceinline__ PassThread(const PassArguments<Storage>& arguments,
+                                        const PassBlock<S>& block, int count)
+      : arguments(arguments),
+        block(block),
+        count(count),
+        lam(arguments.lam[block.problem]),
+        scale(lam) {
+    const Matrices<Storage>& log_p = arguments.log_p;
+    // A block holds the columns [rank * slice, rank * slice + slice).
+    columns = static_cast<int>(log_p.columns);
+    far_batches = block.far + team * block.batches;
+    const int slice = (columns + block.cluster - 1) / block.cluster;
+    first_column = block.rank * slice + member;
+    const int past = min(columns, block.rank * slice + slice);
 #pragma unroll
-  for (int s = 0; s < kCandidates; ++s) {
-    value[s] = 0.0;
-    kept_sum[s] = 1.0f;
+    for (int j = 0; j < kColumns; ++j) mine += first_column + j * S::kTeam < past;
+    const int64_t first_v = block.problem * arguments.all_candidates + arguments.first_candidate;
+    problem_v = arguments.v + first_v * log_p.columns;
+    problem_p = log_p.data + block.problem * log_p.problem_stride +
+                block.first_row * log_p.row_stride + first_column * log_p.column_stride;
 #pragma unroll
-    for (int j = 0; j < kColumns; ++j) mass(s, j) = 0.0f;
+    for (int s = 0; s < kCandidates; ++s) {
+      value[s] = 0.0;
+      kept_sum[s] = 1.0f;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) mass(s, j) = 0.0f;
+    }
   }
+
+  __device__ __forceinline__ int steps() const {
+    return (count + S::kTeams * kRows - 1) / (S::kTeams * kRows);
+  }
+
+  // Of this thread's column j, for candidate s.
+  __device__ __forceinline__ float2 potential(int s, int j) const {
+    if constexpr (S::kHoldsPotential) {
+      return held_potential[j];
+    } else {
+      return block.potential[s * S::kWidth + j * S::kTeam + member];
+    }
+  }
+  __device__ __forceinline__ float& mass(int s, int j) {
+    if constexpr (S::kHoldsSums) {
+      return held_mass[s][j];
+    } else {
+      return block.sums[s * S::kWidth + j * S::kTeam + member];
+    }
+  }
+
+  __device__ __forceinline__ void load_potentials() {
+#pragma unroll
+    for (int s = 0; s < kCandidates; ++s) {
+      quantum[s] = 1.0f;
+      if (s >= arguments.candidates) continue;
+      const double* const v = problem_v + s * arguments.log_p.columns;
+      if (v[0] == v[0]) tried |= 1u << s;
+      double largest = 0.0;
+      for (int j = 0; j < mine; ++j) {
+        const double size = fabs(v[first_column + j * S::kTeam]);
+        if (size < infinity()) largest = fmax(largest, size);
+      }
+      quantum[s] = quantum_of(lanes_max(largest), lam);
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const float2 split = j < mine ? split_potential(v[first_column + j * S::kTeam], quantum[s])
+                                      : make_float2(-infinity(), 0.0f);
+        if constexpr (S::kHoldsPotential) {
+          held_potential[j] = split;
+        } else if (team == 0) {
+          block.potential[s * S::kWidth + j * S::kTeam + member] = split;
+        }
+      }
+    }
+  }
+
+  // Where this thread's columns begin in a batch's row r, and the row's weight: 0 past the last.
+  __device__ __forceinline__ const Storage* row_at(int step, int r, float2* weight) const {
+    const int entry = (step * S::kTeams + team) * kRows + r;
+    *weight = entry < count ? block.weight[entry] : make_float2(0.0f, 0.0f);
+    return problem_p + block.row[min(entry, count - 1)] * arguments.log_p.row_stride;
+  }
+
+  template <typename Stride>
+  __device__ __forceinline__ void load_columns(const Storage* row, Stride stride,
+                                               Storage (&p)[kColumns]) const {
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      p[j] = j < S::kSure || j < mine ? load(row + j * S::kTeam * stride) : Storage{};
+    }
+  }
+
+  __device__ __forceinline__ void load_rows(int step, Batch<Storage, S>* batch) const {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      const Storage* const row = row_at(step, r, &batch->weight[r]);
+      if (arguments.log_p.column_stride == 1) {
+        load_columns(row, 1, batch->p[r]);
+      } else {
+        load_columns(row, arguments.log_p.column_stride, batch->p[r]);
+      }
+    }
+  }
+
+  __device__ __forceinline__ void keep_weights(int step, const float2 (&weight)[kRows]) {
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (team_lane == (step * kRows + r) % S::kLanes) kept_weight = weight[r];
+    }
+  }
+
   // Lanes take the logarithms of their rows' sums at the same time.
-  const auto take_logarithms = [&] {
+  __device__ __forceinline__ void take_logarithms() {
     const double weight = static_cast<double>(kept_weight.x) + kept_weight.y;
 #pragma unroll
     for (int s = 0; s < kCandidates; ++s) {
@@ -279,29 +173,24 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       kept_sum[s] = 1.0f;
     }
     kept_weight = make_float2(0.0f, 0.0f);
-  };
-  const auto keep_weights = [&](int step, const float2(&weight)[kRows]) {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (team_lane == (step * kRows + r) % S::kLanes) kept_weight = weight[r];
-    }
-  };
+  }
+
   // Adds a batch of rows, given their exponentials and this warp's part of their sums. Returns
   // false, and adds nothing, where a warp of the team says by its shift that it could not do them
   // in float.
-  int parity = 0;
-  const auto add_rows = [&](bool in_float, int s, int step, const float2(&weight)[kRows],
-                            const float (&e)[kRows][kColumns], const Part(&part)[kRows]) {
+  __device__ __forceinline__ bool add_rows(bool in_float, int s, int step,
+                                           const float2 (&weight)[kRows], const Exponentials& e,
+                                           const Part (&part)[kRows]) {
     Part whole[kRows];
     if constexpr (S::kWarps == 1) {
 #pragma unroll
       for (int r = 0; r < kRows; ++r) whole[r] = part[r];
     } else {
-      Part* const buffer = exchange + parity * kRows * S::kTeams * S::kWarps * S::kMaxCluster;
-      team_sums<S>(buffer, cluster, rank, team, warp, lane, part, whole);
+      Part* const buffer = block.exchange + parity * kRows * S::kTeams * S::kWarps * S::kMaxCluster;
+      team_sums<S>(buffer, block.cluster, block.rank, team, warp, lane, part, whole);
       parity ^= 1;
     }
-    if (in_float && whole[0].shift == kFar) return false;
+    if (in_float && whole[0].shift == infinity()) return false;
     float factor[kRows];
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -321,141 +210,131 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
       mass(s, j) += sum;
     }
     return true;
-  };
+  }
 
-  Storage next[kRows][kColumns];
-  float2 next_weight[kRows];
-  load_rows(0, next, next_weight);
-  int far_count = 0;
-  const int steps = (count + S::kTeams * kRows - 1) / (S::kTeams * kRows);
-  for (int step = 0; step < steps; ++step) {
-    float x[kRows][kColumns];
-    float2 weight[kRows];
+  // A shift for each row. Returns whether all are near enough to 0 for float.
+  __device__ __forceinline__ bool near_shifts(int s, const float (&p)[kRows][kColumns],
+                                              float (&shift)[kRows]) const {
+    float top[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) top[r] = -infinity();
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const float hi = potential(s, j).x;
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) top[r] = fmaxf(top[r], fmaf(scale.hi, p[r][j], hi));
+    }
+    const float per_quantum = __int_as_float((254 << 23) - __float_as_int(quantum[s]));
+    bool near = quantum[s] <= kLargestQuantum;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      weight[r] = next_weight[r];
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) x[r][j] = to_float(next[r][j]);
+      const int quanta = lanes_max<S::kLanes>(__float2int_rn(top[r] * per_quantum));
+      near &= static_cast<unsigned>(quanta) + kMostQuanta <= 2u * kMostQuanta;
+      shift[r] = static_cast<float>(quanta) * quantum[s];
     }
-    if (step + 1 < steps) load_rows(step + 1, next, next_weight);
-    keep_weights(step, weight);
+    return S::kLanes < kWarp ? __all_sync(kAllLanes, near) : near;
+  }
 
+  __device__ __forceinline__ bool add_near(int s, int step, const Batch<float, S>& batch) {
+    float shift[kRows], sum[kRows];
+    const bool near = near_shifts(s, batch.p, shift);
+    Exponentials e;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) sum[r] = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      const float2 split = potential(s, j);
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        e[r][j] = exp2_fast(fmaf(scale.hi, batch.p[r][j], split.x - shift[r]) +
+                            fmaf(scale.lo, batch.p[r][j], split.y));
+        sum[r] += e[r][j];
+      }
+    }
+    Part part[kRows];
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      sum[r] = lanes_sum<S::kLanes>(sum[r]);
+      part[r] = {near ? shift[r] : infinity(), sum[r]};
+    }
+    return add_rows(true, s, step, batch.weight, e, part);
+  }
+
+  // Adds a batch in float where that can be done, and lists it for add_far_batch where it cannot.
+  __device__ __forceinline__ void add_batch(int step, const Batch<float, S>& batch) {
+    keep_weights(step, batch.weight);
     int far = 0;  // a bit a candidate
 #pragma unroll
     for (int s = 0; s < kCandidates; ++s) {
       if (!(tried >> s & 1)) continue;
-      const auto potential = [&](int j) {
-        if constexpr (S::kHoldsPotential) {
-          return held[j];
-        } else {
-          return potentials[s * S::kWidth + j * S::kTeam + member];
-        }
-      };
-      float top[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) top[r] = -infinity();
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        const float hi = potential(j).x;
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) top[r] = fmaxf(top[r], fmaf(scale.hi, x[r][j], hi));
-      }
-      const float per_quantum = __int_as_float((254 << 23) - __float_as_int(quantum[s]));
-      float shift[kRows];
-      bool near = quantum[s] <= kLargestQuantum;
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int quanta = lanes_max<S::kLanes>(__float2int_rn(top[r] * per_quantum));
-        near &= static_cast<unsigned>(quanta) + kMostQuanta <= 2u * kMostQuanta;
-        shift[r] = static_cast<float>(quanta) * quantum[s];
-      }
-      if (S::kLanes < kWarp) near = __all_sync(kAllLanes, near);
-      float e[kRows][kColumns];
-      float sum[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) sum[r] = 0.0f;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        const float2 split = potential(j);
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          e[r][j] = exp2_fast(fmaf(scale.hi, x[r][j], split.x - shift[r]) +
-                              fmaf(scale.lo, x[r][j], split.y));
-          sum[r] += e[r][j];
-        }
-      }
-      Part part[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        sum[r] = lanes_sum<S::kLanes>(sum[r]);
-        part[r] = {near ? shift[r] : kFar, sum[r]};
-      }
-      if (!add_rows(true, s, step, weight, e, part)) far |= 1 << s;
+      if (!add_near(s, step, batch)) far |= 1 << s;
     }
     if (far != 0) {
-      if (member == 0) {
-        far_batches[far_count] = static_cast<uint16_t>(step << 7 | far);
-      }
+      if (member == 0) far_batches[far_count] = static_cast<uint16_t>(step << 7 | far);
       ++far_count;
     }
     if ((step + 1) * kRows % S::kLanes == 0) take_logarithms();
   }
-  take_logarithms();
 
-  // The batches that are too far from 0 for float, in double.
-  __syncthreads();
-  for (int at = 0; __syncthreads_or(at < far_count); ++at) {
-    const int batch = at < far_count ? far_batches[at] : 0;
+  // This thread's exponentials of a row, in double up to the exponent, and the warp's part.
+  __device__ __forceinline__ Part far_row(int s, const Storage* row, float (&e)[kColumns]) const {
+    // Not from problem_v: nvcc would keep a pointer for each candidate, and registers would spill.
+    const int64_t row_of_v =
+        block.problem * arguments.all_candidates + arguments.first_candidate + s;
+    const double* const v = arguments.v + row_of_v * arguments.log_p.columns + first_column;
+    const auto x = [&](int j) {
+      const Storage p = load(row + j * S::kTeam * arguments.log_p.column_stride);
+      return scaled(lam, to_float(p), v[j * S::kTeam]);
+    };
+    double top = -infinity();
+#pragma unroll 1
+    for (int j = 0; j < mine; ++j) top = fmax(top, x(j));
+    top = lanes_max<S::kLanes>(top);
+    const double finite_top = top > -infinity() ? top : 0.0;
+    float sum = 0.0f;
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+      e[j] = j < mine ? exp2_fast(static_cast<float>((x(j) - finite_top) * kLog2E)) : 0.0f;
+      sum += e[j];
+    }
+    return {top * kLog2E, lanes_sum<S::kLanes>(sum)};
+  }
+
+  // Adds a batch that add_batch listed, in double; `batch` is 0 where the team has none left.
+  __device__ __forceinline__ void add_far_batch(int batch) {
     const int step = batch >> 7;
     float2 weight[kRows];
-    const Storage* rows_of_batch[kRows];
+    const Storage* rows[kRows];
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) rows_of_batch[r] = row_at(step, r, &weight[r]);
+    for (int r = 0; r < kRows; ++r) rows[r] = row_at(step, r, &weight[r]);
     keep_weights(step, weight);
 #pragma unroll
     for (int s = 0; s < kCandidates; ++s) {
       if (!(batch >> s & 1)) continue;
-      const double* const v = problem_v + s * log_p.columns + first_column;
-      float e[kRows][kColumns];
+      Exponentials e;
       Part part[kRows];
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const auto x = [&](int j) {
-          const Storage p = load(rows_of_batch[r] + j * S::kTeam * log_p.column_stride);
-          return scaled(lam, to_float(p), v[j * S::kTeam]);
-        };
-        double top = -infinity();
-#pragma unroll 1
-        for (int j = 0; j < mine; ++j) top = fmax(top, x(j));
-        top = lanes_max<S::kLanes>(top);
-        const double finite_top = top > -infinity() ? top : 0.0;
-        float sum = 0.0f;
-#pragma unroll
-        for (int j = 0; j < kColumns; ++j) {
-          e[r][j] = j < mine ? exp2_fast(static_cast<float>((x(j) - finite_top) * kLog2E)) : 0.0f;
-          sum += e[r][j];
-        }
-        part[r] = {top * kLog2E, lanes_sum<S::kLanes>(sum)};
-      }
+      for (int r = 0; r < kRows; ++r) part[r] = far_row(s, rows[r], e[r]);
       add_rows(false, s, step, weight, e, part);
     }
     take_logarithms();
   }
 
-  auto* const merge = reinterpret_cast<float*>(shared + layout.merge);
-  auto* const warp_values = reinterpret_cast<double*>(shared + layout.value);
-#pragma unroll
-  for (int s = 0; s < kCandidates; ++s) {
-    if (s >= arguments.candidates) continue;
-    const int64_t at = task * arguments.candidates + s;
-    float* const out = partials.mass + at * log_p.columns;
+  // The teams' sums for candidate s, added up in order, become the chunk's partials.
+  __device__ __forceinline__ void merge(int s, const PassPartials<float>& partials) {
+    auto* const shared = shared_memory<unsigned char>();
+    const PassLayout<S> layout(partials.chunk_rows);
+    auto* const sums = reinterpret_cast<float*>(shared + layout.merge);
+    auto* const warp_values = reinterpret_cast<double*>(shared + layout.value);
+    const int64_t at = block.task * arguments.candidates + s;
+    float* const out = partials.mass + at * arguments.log_p.columns;
     const double warp_value = lanes_sum(warp == 0 ? value[s] : 0.0);
     __syncthreads();  // what was there has been read
     if (lane == 0) warp_values[thread / kWarp] = warp_value;
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       if (S::kTeams > 1) {
-        merge[team * S::kWidth + j * S::kTeam + member] = mass(s, j);
+        sums[team * S::kWidth + j * S::kTeam + member] = mass(s, j);
       } else if (j < mine) {
         out[first_column + j * S::kTeam] = mass(s, j);
       }
@@ -464,15 +343,53 @@ __global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
     if (S::kTeams > 1) {
       for (int k = thread; k < columns; k += S::kThreads) {
         double sum = 0.0;
-        for (int t = 0; t < S::kTeams; ++t) sum += merge[t * S::kWidth + k];
+        for (int t = 0; t < S::kTeams; ++t) sum += sums[t * S::kWidth + k];
         out[k] = static_cast<float>(sum);
       }
     }
-    if (thread == 0 && rank == 0) {
+    if (thread == 0 && block.rank == 0) {
       double sum = 0.0;
       for (int w = 0; w < S::kBlockWarps; ++w) sum += warp_values[w];
       partials.value[at] = sum;
     }
+  }
+};
+
+template <typename Storage, typename S>
+__global__ void __launch_bounds__(S::kThreads, S::kMinBlocks)
+    pass_kernel(PassArguments<Storage> arguments, PassPartials<float> partials) {
+  const Matrices<Storage>& log_p = arguments.log_p;
+  const PassBlock<S> block(log_p, partials);
+  const double* const weights = arguments.row_marginal + block.problem * log_p.rows;
+  const int count =
+      gather_rows<S>(weights + block.first_row, block.rows, block.weight, block.row, block.counts);
+  if (threadIdx.x == 0 && block.rank == 0) partials.rows[block.task] = count;
+  if (count == 0) return;
+
+  PassThread<Storage, S> thread(arguments, block, count);
+  thread.load_potentials();
+  __syncthreads();
+  if (S::kWide) cluster_sync();  // all blocks of the cluster have begun
+
+  Batch<Storage, S> next;
+  thread.load_rows(0, &next);
+  const int steps = thread.steps();
+  for (int step = 0; step < steps; ++step) {
+    const Batch<float, S> batch = next.in_float();
+    if (step + 1 < steps) thread.load_rows(step + 1, &next);
+    thread.add_batch(step, batch);
+  }
+  thread.take_logarithms();
+
+  // The batches that are too far from 0 for float, in double.
+  __syncthreads();
+  for (int at = 0; __syncthreads_or(at < thread.far_count); ++at) {
+    thread.add_far_batch(at < thread.far_count ? thread.far_batches[at] : 0);
+  }
+
+#pragma unroll
+  for (int s = 0; s < S::kCandidates; ++s) {
+    if (s < arguments.candidates) thread.merge(s, partials);
   }
   if (S::kWide) cluster_sync();  // none leaves while another writes to it
 }

@@ -37,9 +37,17 @@ def tolerance(name, dtype):
         # It only shapes a Newton step and may be made in bfloat16: two factors and their product
         # are each rounded to 8 bits.
         return {"rtol": 1.2e-2, "atol": 1e-6}
-    if name in ("sinkhorn_labels", "sinkhorn_column_logsumexp"):
+    if name in ("mean_logsumexp", "sinkhorn_labels", "sinkhorn_column_logsumexp"):
         return {"rtol": 3e-6, "atol": 3e-7}  # logarithms: absolute where their sums are relative
     return {"rtol": 3e-6, "atol": 3e-8}
+
+
+def assert_passes_match(ours, definition, dtype):
+    """(mass, mean_logsumexp) of both."""
+    for name, a, b in zip(("sinkhorn_pass", "mean_logsumexp"), ours, definition, strict=True):
+        torch.testing.assert_close(
+            a, b, **tolerance(name, dtype), msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def assert_primitives_match(library, log_p, v, c, lam=20.0, names=None):
@@ -56,6 +64,9 @@ def assert_primitives_match(library, log_p, v, c, lam=20.0, names=None):
             continue
         ours = getattr(library, name)(*arguments)
         definition = getattr(_definition, name)(*arguments)
+        if name == "sinkhorn_pass":
+            assert_passes_match(ours, definition, log_p.dtype)
+            continue
         torch.testing.assert_close(
             ours,
             definition,
