@@ -20,7 +20,7 @@ class TrainingConfig:
         warmup_epochs: linear warm-up of the learning rate.
         momentum, weight_decay: of SGD.
         precision: of the encoders' arithmetic: ``float32``, ``bfloat16`` (autocast), or ``auto``:
-            bfloat16 where the device multiplies it in hardware.
+            bfloat16 on GPUs that multiply it in hardware and on CPUs with AMX.
         clip_norm: largest gradient norm; 0 switches clipping off.
         bn_warmup_batches: batches that set BatchNorm's statistics before the first round.
         checkpoint_minutes: time between checkpoints within an epoch; every epoch's end and every
