@@ -31,14 +31,6 @@ int level() {
 
 }  // namespace
 
-bool has_fast_bfloat16() {
-#ifdef SELAVI_X86_LEVELS
-  return level() == 2 && __builtin_cpu_supports("avx512bf16");
-#else
-  return false;
-#endif
-}
-
 template <typename Storage>
 const RowKernels<Storage>& row_kernels() {
 #ifdef SELAVI_X86_LEVELS
@@ -48,6 +40,20 @@ const RowKernels<Storage>& row_kernels() {
   return plain::row_kernels<Storage>();
 }
 
+template <typename Number>
+const Gram<Number>& gram() {
+#ifdef SELAVI_X86_LEVELS
+  if constexpr (sizeof(Number) == sizeof(float)) {  // less precision: it only shapes a Newton step
+    if (level() == 2 && __builtin_cpu_supports("avx512bf16")) return avx512_bfloat16::gram();
+  }
+  if (level() == 2) return avx512::gram<Number>();
+  if (level() == 1) return avx2::gram<Number>();
+#endif
+  return plain::gram<Number>();
+}
+
+template const Gram<float>& gram<float>();
+template const Gram<double>& gram<double>();
 template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
 template const RowKernels<BFloat16>& row_kernels<BFloat16>();

@@ -26,7 +26,8 @@ struct RowBlock {
   int64_t last;
 };
 
-enum class Output { kFloat, kDouble, kBFloat16, kFloat16 };
+// kBFloat16Pairs: 32 bits hold two rows of a column, the first one's are the lower.
+enum class Output { kFloat, kDouble, kBFloat16, kFloat16, kBFloat16Pairs };
 
 // `scratch` is aligned to 64 bytes and uninitialized. Weights and the like are indexed by row.
 template <typename Storage>
@@ -39,10 +40,10 @@ struct RowKernels {
                const double* weight, Number* scratch, RowSoftmax* softmax, double* mass,
                double* value);
 
-  // out (rows, K), from row `first` on, = factor_i pi_ik, or 0 where that is below `least`.
-  // Scratch: (kTile + 1) * padded(K).
+  // out (rows, K), `stride` elements apart and from row `first` on, = factor_i pi_ik, or 0 where
+  // that is below `least`. Scratch: (kTile + 1) * padded(K).
   void (*scaled_softmax)(const RowBlock<Storage>&, const Potential<Number>&, const double* factor,
-                         double least, Number* scratch, void* out, Output);
+                         double least, Number* scratch, void* out, int64_t stride, Output);
 
   // Scratch: (kTile + 1) * padded(K).
   void (*labels)(const RowBlock<Storage>&, const Potential<Number>&, double lam, const double* v,
@@ -62,7 +63,17 @@ struct RowKernels {
 template <typename Storage>
 const RowKernels<Storage>& row_kernels();
 
-// Whether matrix products of bfloat16 are several times as fast here as those of float.
-bool has_fast_bfloat16();
+// How sum_i x_i x_i^T is computed, for columns that are padded to a multiple of `width`.
+template <typename Number>
+struct Gram {
+  int64_t height, width;  // of a tile; the height divides the width
+  Output element;         // of the rows, as wide as Number
+
+  // out (height, width) = the tile from (j, k) on, over `count` rows of elements.
+  void (*tile)(const void* rows, int64_t count, int64_t stride, int64_t j, int64_t k, Number* out);
+};
+
+template <typename Number>
+const Gram<Number>& gram();
 
 }  // namespace selavi::cpu

@@ -4,6 +4,7 @@
 // functions, and that could be one compiled for a processor that is not there.
 
 #include "column_kernels_body.h"
+#include "gram_body.h"
 #include "pass_body.h"
 
 namespace selavi::cpu::SELAVI_LEVEL {
@@ -19,9 +20,23 @@ SELAVI_INLINE void store_scaled(const Number* __restrict row, Number factor, Num
   }
 }
 
+// The second row of a pair comes after the first.
+SELAVI_INLINE void store_paired(const float* __restrict row, float factor, float least,
+                                int64_t count, bool second, uint32_t* __restrict out) {
+#pragma omp simd
+  for (int64_t k = 0; k < count; ++k) {
+    const float scaled = row[k] * factor;
+    BFloat16 stored;
+    narrow(scaled < least ? 0.0f : scaled, &stored);
+    const uint32_t bits = stored.bits;
+    out[k] = second ? out[k] | bits << 16 : bits;
+  }
+}
+
 template <typename Number>
 SELAVI_INLINE void store_row(const Number* row, Number factor, Number least, int64_t count,
-                             int64_t offset, void* out, Output output) {
+                             int64_t at, int64_t stride, void* out, Output output) {
+  const int64_t offset = at * stride;
   switch (output) {
     case Output::kFloat:
       return store_scaled(row, factor, least, count, static_cast<float*>(out) + offset);
@@ -31,13 +46,18 @@ SELAVI_INLINE void store_row(const Number* row, Number factor, Number least, int
       return store_scaled(row, factor, least, count, static_cast<BFloat16*>(out) + offset);
     case Output::kFloat16:
       return store_scaled(row, factor, least, count, static_cast<Float16*>(out) + offset);
+    case Output::kBFloat16Pairs:
+      if constexpr (sizeof(Number) == sizeof(float)) {
+        store_paired(row, factor, least, count, at % 2 == 1,
+                     static_cast<uint32_t*>(out) + at / 2 * stride);
+      }
   }
 }
 
 template <typename Storage>
 void scaled_softmax(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,
                     const double* factor, double least, Compute<Storage>* scratch, void* out,
-                    Output output) {
+                    int64_t stride, Output output) {
   using Number = Compute<Storage>;
   const int64_t columns = block.matrix.columns, width = padded(columns);
   RowReader<Storage> reader(block.matrix, block.first, block.last, scratch);
@@ -50,7 +70,7 @@ void scaled_softmax(const RowBlock<Storage>& block, const Potential<Compute<Stor
       const RowSoftmax row = softmax_row<kFma>(reader.row(i), potential, width, exponentials);
       scale = static_cast<Number>(share_of(factor[i], row));
     }
-    store_row(exponentials, scale, static_cast<Number>(least), columns, (i - block.first) * columns,
+    store_row(exponentials, scale, static_cast<Number>(least), columns, i - block.first, stride,
               out, output);
   }
 }
@@ -150,6 +170,17 @@ const RowKernels<Storage>& row_kernels() {
   return kernels;
 }
 
+template <typename Number>
+const Gram<Number>& gram() {
+  static constexpr Gram<Number> kernel = {
+      kGramHeight, kGramWidth<Number>,
+      sizeof(Number) == sizeof(float) ? Output::kFloat : Output::kDouble,
+      gram_tile<Number, Number>};
+  return kernel;
+}
+
+template const Gram<float>& gram<float>();
+template const Gram<double>& gram<double>();
 template const RowKernels<float>& row_kernels<float>();
 template const RowKernels<double>& row_kernels<double>();
 template const RowKernels<BFloat16>& row_kernels<BFloat16>();

@@ -1,6 +1,7 @@
 #include "instruction_sets.h"
 
 #define SELAVI_LEVEL plain
+#define SELAVI_VECTOR 16
 #if defined(__FP_FAST_FMAF) || defined(__aarch64__)
 #define SELAVI_FMA true
 #else
