@@ -61,8 +61,8 @@ class RowTiles:
 
 
 def fits(columns: int, double: bool) -> bool:
-    """Whether a row fits in the registers of a program of 16 warps; more would spill."""
-    return columns <= (4096 if double else 6144)
+    """Whether a row, the next one, its sums and its potential fit in a program's registers."""
+    return columns <= (6144 if double else 8192)
 
 
 def row_tiles(columns: int, double: bool) -> RowTiles:
@@ -73,6 +73,9 @@ def row_tiles(columns: int, double: bool) -> RowTiles:
     are a warp's, whose sums need no shared memory. A second tile saves exponentials on padding, of
     which an H100 does only 16 a clock and multiprocessor: 309 columns take 256 + 64 of them and
     not 512. Its width is a whole number of warps, as the first's is.
+
+    The longest rows would spill from the registers of 16 warps. 8 warps have twice as many a
+    thread, and fewer that do not hold a row.
     """
     a_warp = 256 if double or columns > 512 else 512
     padded = max(16, power_above(columns))
@@ -83,4 +86,5 @@ def row_tiles(columns: int, double: bool) -> RowTiles:
         rest = max(power_above(columns - half), 32 * warps)
         if rest < half:
             first, second = half, rest
-    return RowTiles(first, second, max(1, a_warp // first), max(1, first // a_warp))
+    most_warps = 8 if columns > (4096 if double else 6144) else 16
+    return RowTiles(first, second, max(1, a_warp // first), max(1, min(most_warps, first // a_warp)))

@@ -93,7 +93,7 @@ def whole_rows_kernel(
         c = tl.load(weight + rows, mask=rows < end, other=0.0)
         row = log_p + rows.to(tl.int64) * stride_n
         stored = load_tiles(row, columns, K, stride_k, c != 0, 0.0)
-        for _ in range(first, end, BLOCK_M):
+        for _ in tl.range(first, end, BLOCK_M, disable_licm=FIRST > 4096):
             rows += BLOCK_M
             row = log_p + rows.to(tl.int64) * stride_n
             next_c = tl.load(weight + rows, mask=rows < end, other=0.0)

@@ -151,6 +151,8 @@ def test_primitives_in_every_layout(layout):
         (5, 309, torch.float64),
         (3, 3000, torch.bfloat16),
         (2, 3000, torch.float64),
+        (2, 5500, torch.float64),
+        (2, 8000, torch.float32),
     ],
 )
 def test_primitives_at_shapes(n, k, dtype):

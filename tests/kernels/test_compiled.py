@@ -70,7 +70,7 @@ def compile_everything(dtype, k, architecture):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kernels_compile_and_keep_to_registers(dtype, architecture):
     compiled = set()
-    for k in (309, 100, 20_000):
+    for k in (309, 100, 6144, 8192, 20_000):
         worst = compile_everything(dtype, k, architecture)
         assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
         compiled |= set(worst)
@@ -81,7 +81,7 @@ def test_kernels_compile_and_keep_to_registers(dtype, architecture):
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("k", [2, 16, 600, 1024, 3000, 4096, 6000])
+@pytest.mark.parametrize("k", [2, 16, 600, 1024, 3000, 4096, 6000, 7000])
 def test_kernels_of_every_shape_keep_to_registers(k, dtype, architecture):
     worst = compile_everything(dtype, k, architecture)
     assert {name: r for name, r in worst.items() if r.spills > ALLOWED_SPILLS} == {}
