@@ -112,7 +112,7 @@ def block_plan_kernel(
     c, z, stored = load_known(
         log_p, stride_n, stride_k, weight, logsumexp, rows, rows >= first, columns, K
     )
-    for _ in range(first, last, BLOCK_M):
+    for _ in tl.range(first, last, BLOCK_M, disable_licm=True):  # see block_masses_kernel
         row, kept = plan + (b * N + rows) * K, rows >= first
         rows -= BLOCK_M
         ahead = load_known(
