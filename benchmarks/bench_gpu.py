@@ -18,7 +18,7 @@ import floors
 import peers
 from checker import column_error, column_masses, fixed_iterations_error, label_agreement
 from families import Problem
-from measure import copies, iterations_within, record
+from measure import copies, fewest_iterations, iterations_within, record
 from selavi.ops import _definition, backends, sinkhorn
 from selavi.ops._library import primitives
 from selavi.ops.compat.swav import distributed_sinkhorn
@@ -295,3 +295,40 @@ def bench_dense(timed_jobs, benchmark, size, device, relative_reg, method):
     assert method in DENSE_PEERS or error <= problem.target, f"column error {error:.3g}"
     info |= {"error": error, "target": problem.target}
     record(benchmark, "gpu dense", problem.name, method, work, **info)
+
+
+@pytest.mark.parametrize("relative_reg", [0.01, 0.003])
+@against("flash_sinkhorn float32", "flash_sinkhorn tf32")
+def bench_points(timed_jobs, benchmark, size, device, relative_reg, method):
+    """From points: our time includes making the cost, the peer is given as few iterations as do."""
+    clouds = families.clouds(size.points, relative_reg, device=device)
+    problem = clouds.problem
+    name, *precision = method.split()
+    if precision:
+        module = pytest.importorskip("peers_flash", exc_type=ImportError)
+        if device == "cpu":
+            pytest.skip("flash-sinkhorn needs a GPU")
+        peer = module.flash_sinkhorn(clouds, *precision)
+
+        def error_after(count: int) -> float:
+            v = peer.solution(peer.prepare(count)()).v
+            return column_error(problem.log_p, problem.lam, problem.col_marginal, v)
+
+        most = iterations_within(size.peer_seconds / 10, 20_000, peer.prepare, device)
+        count = fewest_iterations(most, problem.target, error_after)
+        timing = timed_jobs([peer.prepare(count)], graph=True)
+        v = peer.solution(timing.output).v
+        info = {"iterations": count, "cap": most, "dtype": peer.dtype}
+    else:
+        options = {"lam": problem.lam, "tol": 0.8 * problem.target, "backend": method}
+
+        def job() -> Any:
+            return sinkhorn(families.negative_distances(clouds.x, clouds.y), **options)
+
+        timing = timed_jobs([job])
+        v = timing.output.col_potential
+        info = {"passes": int(timing.output.n_passes), "dtype": "float32"}
+    error = column_error(problem.log_p, problem.lam, problem.col_marginal, v)
+    assert precision or error <= problem.target, f"column error {error:.3g}"
+    info |= {"error": error, "target": problem.target}
+    record(benchmark, "gpu points", problem.name, name, **info)

@@ -137,6 +137,37 @@ def dense(points: int, relative_reg: float, target: float = 1e-6, device: str = 
     return Problem(name, -cost.to(device), lam, uniform.to(device), target)
 
 
+@dataclass(frozen=True)
+class Clouds:
+    """Two sets of points, x (N, D) and y (K, D) float32, and the problem of their distances."""
+
+    x: Tensor
+    y: Tensor
+    problem: Problem
+
+
+def negative_distances(x: Tensor, y: Tensor) -> Tensor:
+    """-|x_i - y_k|^2 (N, K), by one product of matrices."""
+    distances = torch.addmm(y.square().sum(1), x, y.T, beta=-1, alpha=2)
+    return distances.sub_(x.square().sum(1)[:, None])
+
+
+@lru_cache(maxsize=1)
+def clouds(points: int, relative_reg: float, target: float = 1e-6, device: str = "cpu") -> Clouds:
+    """Two clouds of points in 64 dimensions, uniform in a cube; reg as in `dense`.
+
+    They are centred, on a grid of 1/64 from -1/2 to 1/2: whoever computes a distance in float32,
+    or a product in TF32, has it exactly, so that all solve the same problem.
+    """
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randint(-32, 33, (2, points // 2, 64), generator=generator) / 64
+    x, y = torch.cat([half, -half], 1).to(device)
+    log_p = negative_distances(x, y)
+    uniform = torch.full((points,), 1 / points, dtype=torch.float64, device=device)
+    lam = 1 / (relative_reg * -log_p.min().item())
+    return Clouds(x, y, Problem(f"reg {relative_reg:g}", log_p, lam, uniform, target))
+
+
 @lru_cache(maxsize=1)
 def scores(batch: int, prototypes: int, device: str = "cpu") -> Tensor:
     """Cosines (batch, prototypes) float32 of random directions in 128 dimensions."""

@@ -109,6 +109,7 @@ for backend in cuda triton; do
     measure "labels-$backend" "$gpu" -k "(labels and hard-8-2 or accumulate) and $only"
     measure "batches-$backend" "$gpu" -k "(wide or batch) and $only"
     measure "others-$backend" "$gpu" -k "(memory or dense) and $only"
+    measure "points-$backend" "$gpu" -k "points and $only"
 done
 for backend in cuda triton; do
     only=$([[ $backend == triton ]] && echo triton || echo "not triton")

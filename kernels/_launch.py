@@ -5,11 +5,14 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from torch.library import wrap_triton
 
 # Programs that fill any of today's GPUs several times over, so that the last wave is a small share
 # and skipped problems leave room to others. A constant, so that results do not depend on the GPU.
 PROGRAMS = 4096
+_MOST_ROWS = 512  # summed in float32 by one program, in 512 / BLOCK_M terms and then BLOCK_M
+_CACHED_BYTES = 32768  # of a chunk, where candidates take turns: two or more fit a level-1 cache
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **options: Any) -> None:
@@ -42,6 +45,17 @@ def rows_a_chunk(rows: int, problems: int, block: int, most: int) -> int:
     return chunk
 
 
+def rows_a_program(log_p: Tensor, candidates: int, programs: int, block: int, width: int) -> int:
+    """`rows_a_chunk` of rows of `width` columns, each in the same number of programs.
+
+    Several candidates take turns with a chunk, which all but the first find in a cache.
+    """
+    most = _MOST_ROWS
+    if candidates > 1:
+        most = min(most, max(4 * block, _CACHED_BYTES // (width * log_p.element_size())))
+    return rows_a_chunk(log_p.shape[1], programs, block, most)
+
+
 @dataclass(frozen=True)
 class RowTiles:
     """A row of K numbers in one or two tiles side by side, of which a program holds `block_m`."""
@@ -61,8 +75,8 @@ class RowTiles:
 
 
 def fits(columns: int, double: bool) -> bool:
-    """Whether a row fits in the registers of a program of 16 warps; more would spill."""
-    return columns <= (4096 if double else 6144)
+    """Whether a row, the next one, its sums and its potential fit in a program's registers."""
+    return columns <= (6144 if double else 8192)
 
 
 def row_tiles(columns: int, double: bool) -> RowTiles:
@@ -73,6 +87,9 @@ def row_tiles(columns: int, double: bool) -> RowTiles:
     are a warp's, whose sums need no shared memory. A second tile saves exponentials on padding, of
     which an H100 does only 16 a clock and multiprocessor: 309 columns take 256 + 64 of them and
     not 512. Its width is a whole number of warps, as the first's is.
+
+    The longest rows would spill from the registers of 16 warps. 8 warps have twice as many a
+    thread, and fewer that do not hold a row.
     """
     a_warp = 256 if double or columns > 512 else 512
     padded = max(16, power_above(columns))
@@ -83,4 +100,38 @@ def row_tiles(columns: int, double: bool) -> RowTiles:
         rest = max(power_above(columns - half), 32 * warps)
         if rest < half:
             first, second = half, rest
-    return RowTiles(first, second, max(1, a_warp // first), max(1, first // a_warp))
+    most = 8 if columns > (4096 if double else 6144) else 16
+    return RowTiles(first, second, max(1, a_warp // first), max(1, min(most, first // a_warp)))
+
+
+@dataclass(frozen=True)
+class ColumnBlocks:
+    """Blocks of columns and chunks of rows: a program has one of each, `block_m` rows at a time."""
+
+    width: int
+    blocks: int
+    chunk: int
+    chunks: int
+    block_m: int
+    num_warps: int
+
+    @property
+    def programs(self) -> int:
+        return self.blocks * self.chunks
+
+    def scalars(self) -> tuple[int, int, int]:
+        return self.chunk, self.chunks, self.blocks
+
+    def options(self) -> dict[str, int]:
+        return {"BLOCK_M": self.block_m, "BLOCK_K": self.width, "num_warps": self.num_warps}
+
+
+def column_blocks(log_p: Tensor, candidates: int) -> ColumnBlocks:
+    """For rows of any length: 16 numbers a thread, 8 in float64, and up to 512 columns a block."""
+    problems, rows, columns = log_p.shape
+    a_warp = 256 if log_p.dtype == torch.float64 else 512
+    width = min(512, power_above(columns))
+    blocks, block_m = ceil_div(columns, width), max(1, a_warp // width)
+    chunk = rows_a_program(log_p, candidates, problems * blocks, block_m, width)
+    chunks = ceil_div(rows, chunk)
+    return ColumnBlocks(width, blocks, chunk, chunks, block_m, max(1, width // a_warp))

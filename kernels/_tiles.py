@@ -57,6 +57,34 @@ def load_tiles(row, columns, K, stride_k, kept, other):
 
 
 @triton.jit
+def load_rows(log_p, stride_n, stride_k, weight, rows, inside, columns, K):
+    """Weights and tiles of the rows that are inside and have weight."""
+    c = tl.load(weight + rows, mask=inside, other=0.0)
+    row = log_p + rows.to(tl.int64) * stride_n
+    return c, load_tiles(row, columns, K, stride_k, c != 0, 0.0)
+
+
+@triton.jit
+def load_known(log_p, stride_n, stride_k, weight, logsumexp, rows, inside, columns, K):
+    """The same of rows whose logsumexp is known, and that."""
+    c = tl.load(weight + rows, mask=inside, other=0.0)
+    z = tl.load(logsumexp + rows, mask=c != 0, other=0.0)
+    row = log_p + rows.to(tl.int64) * stride_n
+    return c, z, load_tiles(row, columns, K, stride_k, c != 0, float("-inf"))
+
+
+@triton.jit
+def place_of(program, N, chunk, chunks, blocks, BLOCK_K: tl.constexpr):
+    """A program's problem and chunk, the chunk's rows and the block's columns."""
+    block = program % blocks
+    part = program // blocks % chunks
+    b = (program // blocks // chunks).to(tl.int64)
+    first = part * chunk
+    columns = (block * BLOCK_K + tl.arange(0, BLOCK_K),)
+    return b, part, first, tl.minimum(first + chunk, N), columns
+
+
+@triton.jit
 def widen(tiles):
     """In the type we compute in."""
     wide = ()
@@ -281,18 +309,3 @@ def merge(total, shift, other_total, other_shift, wide: tl.constexpr):
     anchor = finite_shift(top)
     total = total * shrink(shift - anchor, wide)
     return total + other_total * shrink(other_shift - anchor, wide), top
-
-
-@triton.jit
-def online_logsumexp(row, hi, lo, scales, problem, K, stride_k, kept, BLOCK_K: tl.constexpr):
-    """Z (float64) of rows of any length, in one read."""
-    wide: tl.constexpr = hi.dtype.element_ty == tl.float64
-    shift = tl.full(row.shape, float("-inf"), tl.float64)
-    total = tl.zeros(row.shape, tl.float64)
-    for start in range(0, K, BLOCK_K):
-        columns = (start + tl.arange(0, BLOCK_K),)
-        potential = load_potential(hi, lo, scales, problem, columns, K)
-        tiles = widen(load_tiles(row, columns, K, stride_k, kept, 0.0))
-        _, part, part_shift = softmax(tiles, potential)
-        total, shift = merge(total, shift, part.to(tl.float64), part_shift, wide)
-    return logsumexp_of(total.to(hi.dtype.element_ty), shift)

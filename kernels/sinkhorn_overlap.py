@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.library import triton_op
 
 from selavi.kernels._launch import ceil_div, launch, power_above
-from selavi.kernels._tiles import any_weight, load_potential, load_tiles, shares, widen
-from selavi.kernels.sinkhorn_pass import row_logsumexp, split_potential
+from selavi.kernels._logsumexp import row_logsumexp
+from selavi.kernels._potential import split_potential
+from selavi.kernels._tiles import any_weight, load_known, load_potential, load_tiles, shares, widen
 
 _PROGRAMS = 512  # at least, so that the parts (64 KB each) stay small and the GPU is full
 
@@ -32,12 +33,11 @@ def factor(stored, potential, c, z):
 @triton.jit
 def load_pair(log_p, stride_n, stride_k, weight, logsumexp, rows, last, left, right, K):
     """Rows' weights and logsumexp, and their entries in two blocks of columns."""
-    c = tl.load(weight + rows, mask=rows < last, other=0.0)
-    z = tl.load(logsumexp + rows, mask=c != 0, other=0.0)
+    c, z, stored_left = load_known(
+        log_p, stride_n, stride_k, weight, logsumexp, rows, rows < last, left, K
+    )
     row = log_p + rows.to(tl.int64) * stride_n
-    kept, nothing = c != 0, float("-inf")
-    stored_left = load_tiles(row, left, K, stride_k, kept, nothing)
-    return c, z, stored_left, load_tiles(row, right, K, stride_k, kept, nothing)
+    return c, z, stored_left, load_tiles(row, right, K, stride_k, c != 0, float("-inf"))
 
 
 # Were a single block known as such, both factors would be one value, which Triton 3.6 cannot

@@ -3,10 +3,13 @@
 A program takes a chunk of rows of one problem, sums each candidate's masses over it in float32 (in
 float64 for float64) and leaves a part; a second kernel sums the parts in float64. Several
 candidates take turns with the chunk, which is small then: all but the first find it in a cache.
-Rows that do not fit are read twice: for their logsumexp, then for the masses.
-"""
 
-from typing import NamedTuple
+Rows that do not fit (more than 8,192 columns, 6,144 in float64) are read twice from memory, block
+by block of columns: for their logsumexp, then for the masses. The second goes from the last row to
+the first, so that what the first read last, as much as the level-2 cache holds, comes from there.
+One read would need programs that wait for each other: a row's program cannot keep the masses as
+well, and as parts of a few rows each they would be more bytes than a read.
+"""
 
 import torch
 import triton
@@ -14,18 +17,19 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from selavi.kernels._launch import ceil_div, fits, launch, power_above, row_tiles, rows_a_chunk
+from selavi.kernels._launch import ceil_div, column_blocks, fits, launch, row_tiles, rows_a_program
+from selavi.kernels._logsumexp import row_logsumexp
+from selavi.kernels._potential import Potential, split_potential
 from selavi.kernels._tiles import (
-    LOG2_E,
     add_weighted,
     any_weight,
     columns_of,
     is_untried,
+    load_known,
     load_potential,
-    load_tiles,
+    load_rows,
     logsumexp_of,
-    online_logsumexp,
-    round_to,
+    place_of,
     share_of,
     shares,
     softmax,
@@ -33,39 +37,6 @@ from selavi.kernels._tiles import (
     widen,
     zero_tiles,
 )
-
-_MOST_ROWS = 512  # summed in float32 by one program, in 512 / BLOCK_M terms and then BLOCK_M
-_CACHED_BYTES = 32768  # a chunk's, where candidates take turns: two or more fit a level-1 cache
-
-
-@triton.jit
-def split_potential_kernel(v, lam, hi, lo, scales, candidates, K, BLOCK_K: tl.constexpr):
-    """hi, lo (float32) and scale_hi, scale_lo, quantum of problem program // candidates."""
-    problem = tl.program_id(0).to(tl.int64)
-    v += problem * K
-    scale = tl.load(lam + problem // candidates) * LOG2_E
-    largest = 64.0 * scale
-    for start in range(0, K, BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        size = tl.abs(tl.load(v + columns, mask=columns < K, other=0.0)) * LOG2_E
-        largest = tl.maximum(largest, tl.max(tl.where(size < float("inf"), size, 0.0), 0))
-    # The power of two above max(largest, 1), times 2^-23, made of a float64's bits.
-    bits = tl.maximum(largest, 1.0).to(tl.int64, bitcast=True)
-    exponent = ((bits + ((1 << 52) - 1)) >> 52) - 23
-    quantum = (exponent << 52).to(tl.float64, bitcast=True)
-    # 24 bits of the scale, so that the rest is not negative.
-    bits = scale.to(tl.int64, bitcast=True)
-    scale_hi = ((bits >> 29) << 29).to(tl.float64, bitcast=True)
-    tl.store(scales + 3 * problem, scale_hi)
-    tl.store(scales + 3 * problem + 1, tl.maximum(scale - scale_hi, 1e-30))
-    tl.store(scales + 3 * problem + 2, quantum)
-    for start in range(0, K, BLOCK_K):
-        columns = start + tl.arange(0, BLOCK_K)
-        value = tl.load(v + columns, mask=columns < K, other=0.0) * LOG2_E
-        high = round_to(value, quantum)
-        low = tl.where(tl.abs(high) < float("inf"), value - high, 0.0)
-        tl.store(hi + problem * K + columns, high.to(tl.float32), mask=columns < K)
-        tl.store(lo + problem * K + columns, low.to(tl.float32), mask=columns < K)
 
 
 @triton.jit
@@ -90,77 +61,51 @@ def whole_rows_kernel(
         masses = zero_tiles(columns, BLOCK_M, hi.dtype.element_ty)
         values = tl.zeros((BLOCK_M,), tl.float64)
         rows = first + tl.arange(0, BLOCK_M)
-        c = tl.load(weight + rows, mask=rows < end, other=0.0)
-        row = log_p + rows.to(tl.int64) * stride_n
-        stored = load_tiles(row, columns, K, stride_k, c != 0, 0.0)
-        for _ in range(first, end, BLOCK_M):
+        c, stored = load_rows(log_p, stride_n, stride_k, weight, rows, rows < end, columns, K)
+        # Hoisted out of the loop, invariants of its rare branch would take registers from the row.
+        for _ in tl.range(first, end, BLOCK_M, disable_licm=FIRST > 4096):
             rows += BLOCK_M
-            row = log_p + rows.to(tl.int64) * stride_n
-            next_c = tl.load(weight + rows, mask=rows < end, other=0.0)
-            ahead = load_tiles(row, columns, K, stride_k, next_c != 0, 0.0)
+            ahead = load_rows(log_p, stride_n, stride_k, weight, rows, rows < end, columns, K)
             exponentials, total, shift = softmax(widen(stored), potential)
-            share = share_of(c, total)
-            masses = add_weighted(masses, exponentials, share)
-            logsumexp = logsumexp_of(total, shift)
-            values += tl.where(c != 0, c * logsumexp, 0.0)
-            c = next_c
-            stored = ahead
+            masses = add_weighted(masses, exponentials, share_of(c, total))
+            values += tl.where(c != 0, c * logsumexp_of(total, shift), 0.0)
+            c, stored = ahead
         store_sums(mass_parts + (problem * chunks + part) * K, masses, columns, K)
         tl.store(value_parts + problem * chunks + part, tl.sum(values, 0))
 
 
 @triton.jit
-def row_logsumexp_kernel(
-    log_p, stride_b, stride_n, stride_k, hi, lo, scales, weight, logsumexp, value_parts,
-    N, K, candidates, parts, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Z (B, S, N) of the rows that have weight, and sum_i c_i Z_i of the program's."""
-    b = (tl.program_id(0) // parts).to(tl.int64)
-    part = tl.program_id(0) % parts
-    rows = part * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.load(weight + b * N + rows, mask=rows < N, other=0.0)
-    row = log_p + b * stride_b + rows.to(tl.int64) * stride_n
-    count = tl.sum((c != 0).to(tl.int32), 0)
-    for s in range(candidates):
-        problem = b * candidates + s
-        value = tl.zeros((BLOCK_M,), tl.float64)
-        if tl.where(is_untried(hi, problem, K), 0, count) > 0:
-            z = online_logsumexp(row, hi, lo, scales, problem, K, stride_k, c != 0, BLOCK_K)
-            tl.store(logsumexp + problem * N + rows, z, mask=rows < N)
-            value = tl.where(c != 0, c * z, 0.0)
-        tl.store(value_parts + problem * parts + part, tl.sum(value, 0))
-
-
-@triton.jit
-def column_blocks_kernel(
+def block_masses_kernel(
     log_p, stride_b, stride_n, stride_k, hi, lo, scales, weight, logsumexp, mass_parts,
     N, K, candidates, chunk, chunks, blocks, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The masses of a block of columns over a chunk of rows whose logsumexp is known."""
-    block = tl.program_id(0) % blocks
-    part = tl.program_id(0) // blocks % chunks
-    b = (tl.program_id(0) // blocks // chunks).to(tl.int64)
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    b, part, first, last, columns = place_of(program, N, chunk, chunks, blocks, BLOCK_K)
     log_p += b * stride_b
     weight += b * N
-    first = part * chunk
-    last = tl.minimum(first + chunk, N)
     if not any_weight(weight, first, last):
         last = first
-    columns = (block * BLOCK_K + tl.arange(0, BLOCK_K),)
     for s in range(candidates):
         problem = b * candidates + s
         end = tl.where(is_untried(hi, problem, K), first, last)
         potential = load_potential(hi, lo, scales, problem, columns, K)
         masses = zero_tiles(columns, BLOCK_M, hi.dtype.element_ty)
-        for start in range(first, end, BLOCK_M):
-            rows = start + tl.arange(0, BLOCK_M)
-            c = tl.load(weight + rows, mask=rows < end, other=0.0)
-            row = log_p + rows.to(tl.int64) * stride_n
-            tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, float("-inf")))
-            z = tl.load(logsumexp + problem * N + rows, mask=c != 0, other=0.0)
-            exponentials, factor = shares(tiles, potential, z)
+        z_at = logsumexp + problem * N
+        rows = end - BLOCK_M + tl.arange(0, BLOCK_M)
+        c, z, stored = load_known(
+            log_p, stride_n, stride_k, weight, z_at, rows, rows >= first, columns, K
+        )
+        # Invariants of the rare branch are not hoisted here either: 16 warps fit, else 12.
+        for _ in tl.range(first, end, BLOCK_M, disable_licm=True):
+            rows -= BLOCK_M
+            ahead = load_known(
+                log_p, stride_n, stride_k, weight, z_at, rows, rows >= first, columns, K
+            )
+            exponentials, factor = shares(widen(stored), potential, z)
             share = tl.where(c != 0, c * factor, 0.0).to(hi.dtype.element_ty)
             masses = add_weighted(masses, exponentials, share)
+            c, z, stored = ahead
         store_sums(mass_parts + (problem * chunks + part) * K, masses, columns, K)
 
 
@@ -199,50 +144,6 @@ def sum_parts_kernel(
         tl.store(value + problem, tl.where(untried, float("nan"), tl.sum(values, 0)))
 
 
-class Potential(NamedTuple):
-    """What load_potential reads: hi, lo (B, S, K), scales (B, S, 3); or v twice and lam (B, S)."""
-
-    hi: Tensor
-    lo: Tensor
-    scales: Tensor
-
-
-def split_potential(v: Tensor, lam: Tensor, dtype: torch.dtype) -> Potential:
-    """Of v (B, S, K) for log_p of `dtype`."""
-    problems, candidates, columns = v.shape
-    if dtype == torch.float64:
-        return Potential(v, v, lam[:, None].expand(problems, candidates).contiguous())
-    hi = torch.empty_like(v, dtype=torch.float32)
-    lo, scales = torch.empty_like(hi), v.new_empty(problems, candidates, 3)
-    block = min(1024, power_above(columns))
-    launch(
-        split_potential_kernel, problems * candidates,
-        v, lam, hi, lo, scales, candidates, columns, BLOCK_K=block, num_warps=4,
-    )  # fmt: skip
-    return Potential(hi, lo, scales)
-
-
-def row_logsumexp(
-    log_p: Tensor, potential: Potential, row_marginal: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Z (B, S, N), undefined where c is 0, and parts (B, S, P) of sum_i c_i Z_i."""
-    (problems, rows, columns), candidates = log_p.shape, potential.hi.shape[1]
-    # 16 numbers a thread, 8 in float64.
-    a_warp = 256 if log_p.dtype == torch.float64 else 512
-    block_k = min(4 * a_warp, power_above(columns))
-    block_m = max(1, a_warp // block_k)
-    parts = ceil_div(rows, block_m)
-    logsumexp = row_marginal.new_empty(problems, candidates, rows)
-    value_parts = row_marginal.new_empty(problems, candidates, parts)
-    launch(
-        row_logsumexp_kernel, problems * parts,
-        log_p, *log_p.stride(), *potential, row_marginal, logsumexp, value_parts,
-        rows, columns, candidates, parts,
-        BLOCK_M=block_m, BLOCK_K=block_k, num_warps=max(1, block_k // a_warp),
-    )  # fmt: skip
-    return logsumexp, value_parts
-
-
 def _parts(log_p: Tensor, potential: Potential, row_marginal: Tensor) -> tuple[Tensor, Tensor]:
     """Parts of the masses (B, S, P, K), of log_p's arithmetic, and of sum_i c_i Z_i (B, S, P')."""
     (problems, rows, columns), candidates = log_p.shape, potential.hi.shape[1]
@@ -250,10 +151,7 @@ def _parts(log_p: Tensor, potential: Potential, row_marginal: Tensor) -> tuple[T
     scalars = (rows, columns, candidates)
     if fits(columns, double):
         tiles = row_tiles(columns, double)
-        most = _MOST_ROWS
-        if candidates > 1:
-            most = max(4 * tiles.block_m, _CACHED_BYTES // (columns * log_p.element_size()))
-        chunk = rows_a_chunk(rows, problems, tiles.block_m, min(most, _MOST_ROWS))
+        chunk = rows_a_program(log_p, candidates, problems, tiles.block_m, columns)
         chunks = ceil_div(rows, chunk)
         mass_parts = potential.hi.new_empty(problems, candidates, chunks, columns)
         value_parts = row_marginal.new_empty(problems, candidates, chunks)
@@ -264,15 +162,12 @@ def _parts(log_p: Tensor, potential: Potential, row_marginal: Tensor) -> tuple[T
         )  # fmt: skip
         return mass_parts, value_parts
     logsumexp, value_parts = row_logsumexp(log_p, potential, row_marginal)
-    # Two rows of 512 columns a warp; 16 numbers a thread, and the sums as many.
-    blocks, block_m = ceil_div(columns, 512), 2 if not double else 1
-    chunk = rows_a_chunk(rows, problems * blocks, block_m, _MOST_ROWS)
-    chunks = ceil_div(rows, chunk)
-    mass_parts = potential.hi.new_empty(problems, candidates, chunks, columns)
+    blocks = column_blocks(log_p, candidates)
+    mass_parts = potential.hi.new_empty(problems, candidates, blocks.chunks, columns)
     launch(
-        column_blocks_kernel, problems * chunks * blocks,
+        block_masses_kernel, problems * blocks.programs,
         log_p, *log_p.stride(), *potential, row_marginal, logsumexp, mass_parts,
-        *scalars, chunk, chunks, blocks, BLOCK_M=block_m, BLOCK_K=512, num_warps=2,
+        *scalars, *blocks.scalars(), **blocks.options(),
     )  # fmt: skip
     return mass_parts, value_parts
 

@@ -6,21 +6,24 @@ import triton.language as tl
 from torch import Tensor
 from torch.library import triton_op
 
-from selavi.kernels._launch import ceil_div, fits, launch, power_above, row_tiles
+from selavi.kernels._launch import ceil_div, column_blocks, fits, launch, power_above, row_tiles
+from selavi.kernels._logsumexp import row_logsumexp
+from selavi.kernels._potential import split_potential
 from selavi.kernels._tiles import (
     LOG2_E,
     columns_of,
     finite_shift,
+    load_known,
     load_potential,
+    load_rows,
     load_tiles,
     merge,
-    online_logsumexp,
+    place_of,
     share_of,
     shares,
     softmax,
     widen,
 )
-from selavi.kernels.sinkhorn_pass import split_potential
 
 
 @triton.jit
@@ -80,34 +83,45 @@ def whole_rows_plan_kernel(
 ):  # fmt: skip
     b = (tl.program_id(0) // parts).to(tl.int64)
     rows = (tl.program_id(0) % parts).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.load(weight + b * N + rows, mask=rows < N, other=0.0)
+    log_p += b * stride_b
+    weight += b * N
     columns = columns_of(FIRST, SECOND)
     potential = load_potential(hi, lo, scales, b, columns, K)
-    row = log_p + b * stride_b + rows * stride_n
-    tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, 0.0))
-    exponentials, total, _ = softmax(tiles, potential)
+    c, stored = load_rows(log_p, stride_n, stride_k, weight, rows, rows < N, columns, K)
+    exponentials, total, _ = softmax(widen(stored), potential)
     share = share_of(c, total)
     store_plan(plan + (b * N + rows) * K, columns, K, rows < N, exponentials, share)
 
 
 @triton.jit
-def long_rows_plan_kernel(
-    log_p, stride_b, stride_n, stride_k, hi, lo, scales, weight, plan,
-    N, K, parts, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+def block_plan_kernel(
+    log_p, stride_b, stride_n, stride_k, hi, lo, scales, weight, logsumexp, plan,
+    N, K, chunk, chunks, blocks, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The second look at the rows finds them in the level-2 cache."""
-    b = (tl.program_id(0) // parts).to(tl.int64)
-    rows = (tl.program_id(0) % parts).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    c = tl.load(weight + b * N + rows, mask=rows < N, other=0.0)
-    row = log_p + b * stride_b + rows * stride_n
-    z = online_logsumexp(row, hi, lo, scales, b, K, stride_k, c != 0, BLOCK_K)
-    for start in range(0, K, BLOCK_K):
-        columns = (start + tl.arange(0, BLOCK_K),)
-        potential = load_potential(hi, lo, scales, b, columns, K)
-        tiles = widen(load_tiles(row, columns, K, stride_k, c != 0, 0.0))
-        exponentials, factor = shares(tiles, potential, z)
+    """A block of columns over a chunk of rows whose logsumexp is known, from the last to the first.
+
+    The rows that were read last for their logsumexp are in the level-2 cache.
+    """
+    program = tl.num_programs(0) - 1 - tl.program_id(0)
+    b, _part, first, last, columns = place_of(program, N, chunk, chunks, blocks, BLOCK_K)
+    log_p += b * stride_b
+    weight += b * N
+    logsumexp += b * N
+    potential = load_potential(hi, lo, scales, b, columns, K)
+    rows = last - BLOCK_M + tl.arange(0, BLOCK_M)
+    c, z, stored = load_known(
+        log_p, stride_n, stride_k, weight, logsumexp, rows, rows >= first, columns, K
+    )
+    for _ in tl.range(first, last, BLOCK_M, disable_licm=True):  # see block_masses_kernel
+        row, kept = plan + (b * N + rows) * K, rows >= first
+        rows -= BLOCK_M
+        ahead = load_known(
+            log_p, stride_n, stride_k, weight, logsumexp, rows, rows >= first, columns, K
+        )
+        exponentials, factor = shares(widen(stored), potential, z)
         share = (c * factor).to(hi.dtype.element_ty)
-        store_plan(plan + (b * N + rows) * K, columns, K, rows < N, exponentials, share)
+        store_plan(row, columns, K, kept, exponentials, share)
+        c, z, stored = ahead
 
 
 @triton_op("selavi_triton::sinkhorn_labels", mutates_args=())
@@ -132,11 +146,12 @@ def sinkhorn_labels(log_p: Tensor, v: Tensor, lam: Tensor) -> tuple[Tensor, Tens
 def sinkhorn_plan(
     log_p: Tensor, v: Tensor, row_marginal: Tensor, lam: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Q_ik = c_i pi_ik (B, N, K) in dtype, for v (B, K): one read and one write."""
+    """Q_ik = c_i pi_ik (B, N, K) in dtype, for v (B, K): one write, and the reads of a pass."""
     problems, rows, columns = log_p.shape
     double = log_p.dtype == torch.float64
     plan = v.new_empty(problems, rows, columns, dtype=dtype)
-    arguments = (log_p, *log_p.stride(), *split_potential(v[:, None], lam, log_p.dtype))
+    potential = split_potential(v[:, None], lam, log_p.dtype)
+    arguments = (log_p, *log_p.stride(), *potential)
     if fits(columns, double):
         tiles = row_tiles(columns, double)
         parts = ceil_div(rows, tiles.block_m)
@@ -145,9 +160,11 @@ def sinkhorn_plan(
             *arguments, row_marginal, plan, rows, columns, parts, **tiles.options(),
         )  # fmt: skip
     else:
+        logsumexp, _ = row_logsumexp(log_p, potential, row_marginal)
+        blocks = column_blocks(log_p, 1)
         launch(
-            long_rows_plan_kernel, problems * rows,
-            *arguments, row_marginal, plan, rows, columns, rows,
-            BLOCK_M=1, BLOCK_K=2048, num_warps=8 if double else 4,
+            block_plan_kernel, problems * blocks.programs,
+            *arguments, row_marginal, logsumexp, plan,
+            rows, columns, *blocks.scalars(), **blocks.options(),
         )  # fmt: skip
     return plan

@@ -27,7 +27,7 @@ def solve_sinkhorn(problem: Problem, v: Tensor, tol: float | None, limit: int) -
     if tol is None and problem.group is None:
         return repeat(problem, v, limit)
     state = start(problem, v, torch.zeros_like(v[:, 0]))
-    if tol is not None and not is_captured():
+    if tol is not None and not is_captured(v):
         check_finite(problem, state)
     lookahead = Lookahead()
     for _ in range(1, limit):

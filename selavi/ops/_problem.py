@@ -171,7 +171,7 @@ class Lookahead:
     def any(self, condition: Tensor) -> bool:
         if condition.device.type == "cpu":
             return bool(condition.any())
-        if is_captured():
+        if is_captured(condition):
             return True
         answer = condition.any().to("cpu", non_blocking=True)
         event = torch.cuda.Event()
@@ -184,9 +184,12 @@ class Lookahead:
         return bool(answer)
 
 
-def is_captured() -> bool:
-    """Whether a CUDA graph is being captured, during which no result can be read."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def is_captured(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being captured on its device, during which no result can be read."""
+    if not tensor.is_cuda:
+        return False
+    with torch.cuda.device(tensor.device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def start(problem: Problem, v: Tensor, reads: Tensor) -> State:

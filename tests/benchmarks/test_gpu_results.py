@@ -116,6 +116,53 @@ def test_a_peer_that_is_absent_is_not_beaten(results, modules):
     assert "POT is not installed" in line and line.endswith("| - |")
 
 
+def test_points_are_compared_with_the_faster_of_a_peers_variants(modules):
+    case, peer = ("gpu points", "reg 0.01"), "flash_sinkhorn"
+    good = {"error": 9e-7, "target": 1e-6, "iterations": 100}
+    runs = raw(
+        benchmark("a", *case, "cuda", [1.0], error=5e-7, target=1e-6, passes=30),
+        benchmark("b", *case, peer, [9.0], **good),
+        benchmark("c", *case, peer, [4.0], **good | {"dtype": "tf32"}),
+        benchmark("d", *case, peer, [0.1], **good | {"error": 1e-3}),
+        versions={"flash-sinkhorn": "0.4.1"},
+    )
+    results = modules("results").condense([runs], commit="abcdef0123")
+    points = row(results, "points in 64 dimensions", "cuda", "time")
+    assert points["worst"] == 4 and points["met"] and not points["absent"]
+    without = modules("results").condense([raw(versions={"flash-sinkhorn": "not installed"})])
+    assert row(without, "points in 64 dimensions", "cuda", "time")["absent"]
+
+
+@pytest.mark.parametrize(("target", "least", "found"), [(0.1, 0.0, 10), (1e-6, 0.05, 22)])
+def test_a_peer_gets_the_fewest_iterations_that_do(modules, target, least, found):
+    """Its error falls as 1 / count, down to the least that it can reach."""
+    asked = []
+
+    def error(count):
+        asked.append(count)
+        return max(least, 1 / count)
+
+    assert modules("measure").fewest_iterations(1000, target, error) == found
+    assert max(asked) <= 1000
+
+
+def test_distances_on_the_grid_are_exact(modules):
+    """In float32, and for whoever centres the clouds first."""
+    clouds = modules("families").clouds(64, 0.01)
+    exact = modules("families").negative_distances(clouds.x.double(), clouds.y.double())
+    assert exact.equal(clouds.problem.log_p.double())
+    assert not clouds.x.mean(0).any() and not clouds.y.mean(0).any()
+
+
+def test_flash_sinkhorn_takes_what_it_is_given(modules):
+    pytest.importorskip("flash_sinkhorn")
+    clouds = modules("families").clouds(64, 0.01)
+    for dtype in ("float32", "tf32"):
+        peer = modules("peers_flash").flash_sinkhorn(clouds, dtype)
+        with pytest.raises(ValueError, match="CUDA tensors"):
+            peer.prepare(3)()
+
+
 def test_names_and_mixed_runs(results, modules):
     assert modules("results").name(results) == "h100-abcdef0"
     assert modules("results").name(results | {"size": "small"}) == "h100-abcdef0-small"

@@ -1,13 +1,15 @@
 """The solution that `sinkhorn` finds, on easy problems and on hard ones."""
 
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from selavi.ops import _fixed_point, _newton
+from selavi.ops import _fixed_point, _newton, _problem
 from tests.ops.on_device import sinkhorn
 from tests.ops.problems import HARD, assert_solves, hard_log_p, random_log_p, zipf
 
@@ -189,3 +191,22 @@ def test_steps_that_a_gpu_takes_in_vain_change_nothing(solver, monkeypatch):
     late = sinkhorn(log_p, **options)
     for name in ("labels", "col_potential", "error", "n_passes", "value"):
         assert torch.equal(getattr(late, name), getattr(prompt, name)), name
+
+
+def test_a_capture_is_that_of_the_tensors_device(monkeypatch):
+    """Device 1 captures; the current one is 0. A CPU's tensor asks no device."""
+    current = [0]
+
+    @contextmanager
+    def device(which):
+        current.append(which.index)
+        yield
+        current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: current[-1] == 1)
+    with FakeTensorMode():
+        captured = [_problem.is_captured(torch.empty(1, device=f"cuda:{i}")) for i in range(2)]
+    assert captured == [False, True] and current == [0]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", None)
+    assert not _problem.is_captured(torch.empty(1))

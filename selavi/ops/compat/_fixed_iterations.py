@@ -35,15 +35,10 @@ def assign(
     lam = torch.full((1,), 1.0 / temperature, dtype=torch.float64, device=scores.device)
     v = -_known(_column_logsumexp(backend_primitives, batch, lam, group))
     weight = batch.new_ones(batch.shape[:2], dtype=torch.float64)
-    if iterations > 1 and not _distributed():
-        ones = torch.ones_like(v)
-        v, mass, total = backend_primitives.sinkhorn_iterations(
-            batch, v, weight, ones, lam, iterations - 1
-        )
-        v = v - _known(_nan_with(total, mass).log())
-    elif iterations > 1:
-        for _ in range(iterations - 1):
-            v = v - _known(_column_mass(backend_primitives, batch, v, weight, lam, group).log())
+    # Between two iterations the processes add up their sums; one alone makes all in one operation.
+    at_once = 1 if _distributed() else max(1, iterations - 1)
+    for _ in range(1, iterations, at_once):
+        v = _iterate(backend_primitives, batch, v, weight, lam, at_once, group)
     if not len(scores):  # only now: the other processes wait for this one's sums
         return scores.new_empty(scores.shape, dtype=dtype)
     return backend_primitives.sinkhorn_plan(batch, v, weight, lam, dtype)[0]
@@ -91,29 +86,25 @@ def _column_logsumexp(
     return top + total.log()
 
 
-def _column_mass(
+def _iterate(
     backend_primitives: Primitives,
     batch: Tensor,
     v: Tensor,
     weight: Tensor,
     lam: Tensor,
+    count: int,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """sum_i softmax_k(x_i + v) (1, K) over the samples of every process, float64."""
+    """v (1, K) after `count` iterations, the last over the samples of every process."""
+    mass = torch.zeros_like(v)
     if batch.shape[1]:
-        mass, total = backend_primitives.sinkhorn_pass(batch, v[:, None], weight, lam)
-        mass = _nan_with(total, mass)[:, 0]
-    else:
-        mass = torch.zeros_like(v)
+        ones = torch.ones_like(v)
+        v, mass, total = backend_primitives.sinkhorn_iterations(batch, v, weight, ones, lam, count)
+        # A sample that is -inf throughout has no shares: it makes all of them NaN, as 0 / 0 does.
+        mass = torch.where(total.isfinite()[..., None], mass, torch.nan)
     if _distributed():
-        mass = mass.contiguous()
         dist.all_reduce(mass, dist.ReduceOp.SUM, group)
-    return mass
-
-
-def _nan_with(total: Tensor, mass: Tensor) -> Tensor:
-    """A sample that is -inf throughout has no shares: it makes all of them NaN, as 0 / 0 does."""
-    return torch.where(total.isfinite()[..., None], mass, torch.nan)
+    return v - _known(mass.log())
 
 
 def _distributed() -> bool:

@@ -1,127 +1,24 @@
-"""The Triton kernels in Triton's interpreter, against the definition in float64.
-
-Run by test_interpreted.py in a process of its own, where TRITON_INTERPRET=1.
-"""
+"""The primitives of sinkhorn."""
 
 import sys
 
-import numpy as np
 import pytest
 import torch
-import triton.language as tl
-from triton.runtime import interpreter
 
 from selavi import kernels
 from selavi.ops import _definition
-from tests.ops.problems import random_log_p
+from tests.kernels.interpreted.inputs import (
+    DTYPES,
+    arguments,
+    assert_matches,
+    calls,
+    lams,
+    padded_rows,
+    strided,
+    transposed,
+)
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 LONG = 8200  # columns: more than fit in a program
-
-
-@pytest.fixture(autouse=True, scope="module")
-def interpreter_repaired():
-    """What Triton 3.6's interpreter gets wrong.
-
-    fma rounds twice, a cast to bfloat16 cuts bits off, a dot of bfloat16 multiplies the bits.
-    """
-    builder = interpreter.InterpreterBuilder
-    dot, cast = builder.create_dot, builder.cast_impl
-
-    def fma(self, x, y, z):
-        wide = x.data.astype(np.float64) * y.data + z.data
-        return interpreter.TensorHandle(wide.astype(z.data.dtype), z.dtype.scalar)
-
-    def widened(handle):
-        if handle.dtype.scalar != tl.bfloat16:
-            return handle
-        bits = handle.data.astype(np.uint32) << 16
-        return interpreter.TensorHandle(bits.view(np.float32), tl.float32)
-
-    def wide_dot(self, a, b, *rest):
-        return dot(self, widened(a), widened(b), *rest)
-
-    def rounded_cast(self, source, kind):
-        if kind.scalar != tl.bfloat16 or source.dtype.scalar not in (tl.float32, tl.float64):
-            return cast(self, source, kind)
-        rounded = torch.from_numpy(source.data.copy()).bfloat16().view(torch.int16)
-        return interpreter.TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
-
-    builder.create_fma, builder.create_dot = fma, wide_dot
-    builder.cast_impl = rounded_cast
-    # Few programs, which cost milliseconds each; chunks of several tiles all the same.
-    sys.modules["selavi.kernels._launch"].PROGRAMS = 4
-    sys.modules["selavi.kernels.sinkhorn_overlap"]._PROGRAMS = 4
-
-
-@pytest.fixture(autouse=True)
-def poisoned_memory():
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-
-
-def arguments(problems=2, n=20, k=37, candidates=2, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    log_p = random_log_p(problems, n, k, seed=seed)
-    v = torch.randn(problems, candidates, k, generator=generator, dtype=torch.float64)
-    c = torch.rand(problems, n, generator=generator, dtype=torch.float64) + 0.01
-    c[:, ::7] = 0.0
-    return log_p, v, c / c.sum(-1, keepdim=True).clamp_min(1e-9), lams(problems)
-
-
-def lams(problems, lam=20.0):
-    return torch.full((problems,), lam, dtype=torch.float64)
-
-
-def tolerance(name, dtype):
-    if dtype == torch.float64:
-        return {"rtol": 1e-12, "atol": 1e-14}
-    if name == "sinkhorn_overlap":
-        return {"rtol": 1.2e-2, "atol": 1e-6}  # its factors are bfloat16
-    if name in ("sinkhorn_labels", "sinkhorn_column_logsumexp"):
-        return {"rtol": 3e-6, "atol": 3e-7}
-    return {"rtol": 3e-6, "atol": 3e-8}
-
-
-def calls(log_p, v, c, lam):
-    one = v[:, 0].contiguous()
-    u = torch.where(c > 0, c.log(), -torch.inf) - lam[:, None] * log_p.double().amax(-1)
-    return {
-        "sinkhorn_pass": (log_p, v, c, lam),
-        "sinkhorn_overlap": (log_p, one, c, lam),
-        "sinkhorn_labels": (log_p, one, lam),
-        "sinkhorn_plan": (log_p, one, c, lam, torch.float64),
-        "sinkhorn_column_logsumexp": (log_p, u, lam),
-    }
-
-
-def assert_matches(log_p, v, c, lam, without=()):
-    for name, call in calls(log_p, v, c, lam).items():
-        if name in without:
-            continue
-        torch.testing.assert_close(
-            getattr(kernels, name)(*call),
-            getattr(_definition, name)(*call),
-            **tolerance(name, log_p.dtype),
-            msg=lambda m, name=name: f"{name}: {m}",
-        )
-
-
-def transposed(x):
-    return x.mT.contiguous().mT
-
-
-def strided(x):
-    """Every other element; the gaps hold NaN."""
-    wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
-    wide[..., ::2] = x
-    return wide[..., ::2]
-
-
-def padded_rows(x):
-    wide = x.new_full((*x.shape[:-1], x.shape[-1] + 3), torch.nan)
-    wide[..., : x.shape[-1]] = x
-    return wide[..., : x.shape[-1]]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -151,6 +48,8 @@ def test_primitives_in_every_layout(layout):
         (5, 309, torch.float64),
         (3, 3000, torch.bfloat16),
         (2, 3000, torch.float64),
+        (2, 5500, torch.float64),
+        (2, 8000, torch.float32),
     ],
 )
 def test_primitives_at_shapes(n, k, dtype):
@@ -168,6 +67,16 @@ def test_rows_that_do_not_fit(dtype):
     mass, value = kernels.sinkhorn_pass(poisoned, v, c, lam)
     assert mass[0].isfinite().all() and not mass[1].isfinite().any()
     assert value[0].isfinite().all() and not value[1].isfinite().any()
+
+
+@pytest.mark.parametrize(("programs", "chunk"), [(40, 2), (100, 1)])
+def test_rows_that_do_not_fit_in_chunks(monkeypatch, programs, chunk):
+    """The last chunk is shorter; the second read goes from the last row to the first."""
+    monkeypatch.setattr(sys.modules["selavi.kernels._launch"], "PROGRAMS", programs)
+    log_p, v, c, lam = arguments(1, 5, LONG, 2)
+    blocks = sys.modules["selavi.kernels._launch"].column_blocks(log_p, candidates=2)
+    assert blocks.chunk == chunk
+    assert_matches(log_p, v, c, lam, {"sinkhorn_overlap"})
 
 
 @pytest.mark.parametrize("k", [21, LONG])
@@ -222,6 +131,17 @@ def test_a_row_that_is_minus_infinity_throughout(dtype, k):
     others = torch.arange(9) != 5
     plan = kernels.sinkhorn_plan(log_p, one, c, lam, torch.float64)
     assert plan[0, 5].isnan().all() and plan[0, others].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(0, 2, LONG), (2, 0, LONG)])
+def test_empty_problems_of_long_rows(shape):
+    problems, rows, columns = shape
+    log_p, c = torch.zeros(shape), torch.zeros(problems, rows, dtype=torch.float64)
+    v, lam = torch.zeros(problems, 2, columns, dtype=torch.float64), lams(problems)
+    mass, value = kernels.sinkhorn_pass(log_p, v, c, lam)
+    assert torch.equal(mass, torch.zeros_like(v)) and (value == 0).all()
+    plan = kernels.sinkhorn_plan(log_p, v[:, 0].contiguous(), c, lam, torch.float32)
+    assert plan.shape == shape
 
 
 @pytest.mark.parametrize("k", [30, LONG])
@@ -320,7 +240,7 @@ def test_an_iteration_raises_a_column_without_mass_by_the_largest_finite_step():
     assert mass[0, 2] == 0 and mass.isfinite().all()
 
 
-@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3)])
+@pytest.mark.parametrize("shape", [(0, 5, 3), (2, 0, 3), (0, 0, 3), (0, 5, 600), (2, 0, 600)])
 def test_empty_problems(shape):
     problems, rows, columns = shape
     log_p, c = torch.zeros(shape), torch.zeros(problems, rows, dtype=torch.float64)
@@ -331,119 +251,3 @@ def test_empty_problems(shape):
     assert torch.equal(mass, torch.zeros_like(v)) and (value == 0).all()
     overlap = kernels.sinkhorn_overlap(log_p, v[:, 0].contiguous(), c, lam)
     assert overlap.shape == (problems, columns, columns) and (overlap == 0).all()
-
-
-@pytest.mark.parametrize("k", [1, 2, 70])
-def test_permute_prior_with_ties(k):
-    generator = torch.Generator().manual_seed(0)
-    mass = torch.randint(0, 9, (3, k), generator=generator).double()
-    prior = torch.randint(0, 9, (3, k), generator=generator).double()
-    mass[0, -1], mass[1] = -torch.inf, torch.rand(k, generator=generator, dtype=torch.float64)
-    ours = kernels.permute_prior(prior, mass)
-    assert torch.equal(ours, _definition.permute_prior(prior, mass))
-
-
-def views_and_store(views, heads=2, n=30, batch=7, k=19, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(0)
-    store = torch.randn(heads, n, k, generator=generator)
-    logits = [4 * torch.randn(heads, batch, k, generator=generator) for _ in range(views)]
-    index = torch.randperm(n, generator=generator)[:batch]
-    weight = torch.rand(views, batch, generator=generator, dtype=torch.float64)
-    return store, [view.to(dtype) for view in logits], index, weight
-
-
-def assert_accumulates(store, logits, index, weight, **close):
-    expected = store.double()
-    before = store.clone()
-    _definition.accumulate_log_softmax_(expected, logits, index, weight)
-    kernels.accumulate_log_softmax_(store, logits, index, weight)
-    torch.testing.assert_close(store.double(), expected, **close)
-    others = torch.ones(store.shape[1], dtype=torch.bool)
-    others[index] = False
-    assert torch.equal(store[:, others], before[:, others])
-
-
-CLOSE = {"rtol": 1e-6, "atol": 3e-6}
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, transposed, strided])
-def test_accumulate(dtype, layout):
-    store, logits, index, weight = views_and_store(2, dtype=dtype)
-    logits = [layout(view) for view in logits]
-    assert_accumulates(layout(store), logits, index, weight, **CLOSE)
-    assert_accumulates(layout(store.double()), logits, index, None, **CLOSE)
-
-
-@pytest.mark.parametrize("views", [1, 3, 4, 5, 9])
-@pytest.mark.parametrize("k", [1, 19])
-def test_accumulate_many_views_and_columns(views, k):
-    store, logits, index, weight = views_and_store(views, batch=3, k=k)
-    weight /= weight.sum(0)
-    assert_accumulates(store.clone(), logits, index, weight, **CLOSE)
-    wide = [view.double() for view in logits]
-    assert_accumulates(store.double(), wide, index, None, rtol=1e-12, atol=1e-12)
-
-
-def test_accumulate_long_rows():
-    store, logits, index, weight = views_and_store(2, batch=3, k=5000)
-    assert_accumulates(store.clone(), logits, index, weight, **CLOSE)
-    logits = [logits[0].double(), logits[1].half()]
-    assert_accumulates(store.double(), logits, index, None, rtol=1e-6, atol=1e-6)
-
-
-def test_accumulate_views_of_different_dtypes():
-    store, logits, index, weight = views_and_store(3)
-    logits = [logits[0].half(), logits[1].double(), logits[2].bfloat16()]
-    assert_accumulates(store, logits, index, weight, **CLOSE)
-
-
-@pytest.mark.parametrize("k", [19, 5000])
-def test_accumulate_skips_what_has_no_weight_and_shows_nan_that_has(k):
-    store, logits, index, weight = views_and_store(2, k=k)
-    weight[0, :3], weight[1, 3:5], weight[:, 5] = 0.0, 0.0, 0.0
-    expected = store.double()
-    _definition.accumulate_log_softmax_(expected, logits, index, weight)
-    for m, view in enumerate(logits):
-        view[:, weight[m] == 0] = torch.nan
-    again = store.clone()
-    kernels.accumulate_log_softmax_(store, logits, index, weight)
-    torch.testing.assert_close(store.double(), expected, **CLOSE)
-    logits[0][1, 6, 4] = torch.nan
-    kernels.accumulate_log_softmax_(again, logits, index, weight)
-    assert again[1, index[6]].isnan().all() and again.isnan().sum() == k
-
-
-def test_offsets_beyond_2_to_the_31(tmp_path):
-    """Strides of more than 2^31 elements, in a file with holes."""
-    path, gap = tmp_path / "holes", 2**31 + 8
-    with path.open("wb") as file:
-        file.truncate(2 * 5 * gap)
-    memory = torch.from_file(str(path), shared=True, size=5 * gap, dtype=torch.bfloat16)
-    for strides in ((16, gap, 1), (8, 16, gap), (gap, 16, 1)):
-        log_p, v, c, lam = arguments(2, 4, 5, 1)
-        far = memory.as_strided(log_p.shape, strides)
-        far.copy_(log_p)
-        assert_matches(far, v, c, lam)
-        logits, weight = far.float().bfloat16(), torch.ones(1, 4, dtype=torch.float64)
-        expected = torch.zeros(2, 4, 5, dtype=torch.float64)
-        _definition.accumulate_log_softmax_(expected, [logits], torch.arange(4), weight)
-        store = torch.zeros(2, 4, 5)
-        kernels.accumulate_log_softmax_(store, [far], torch.arange(4), weight)
-        torch.testing.assert_close(store.double(), expected, **CLOSE)
-    memory = memory.view(torch.float32)
-    gap = 2**31 + 4
-    store = memory.as_strided((2, 2, 5), (8, gap, 1)).fill_(0.0)
-    one = torch.arange(1, 2)
-    kernels.accumulate_log_softmax_(store, [logits[:, :1]], one, weight[:, :1])
-    torch.testing.assert_close(store[:, 1].double(), expected[:, 0], **CLOSE)
-
-
-def test_operators_keep_to_their_schemas():
-    log_p, v, c, lam = arguments(1, 9, 7, 2)
-    one, names = v[:, 0].contiguous(), calls(log_p, v, c, lam)
-    names["permute_prior"] = (one.abs(), one)
-    names["sinkhorn_iterations"] = (log_p, one, c, one.softmax(-1), lam, 2)
-    names["accumulate_log_softmax_"] = views_and_store(2)
-    for name, call in names.items():
-        torch.library.opcheck(getattr(kernels, name), call, test_utils="test_schema")
