@@ -11,38 +11,14 @@ namespace {
 
 Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat;
     case ScalarType::Double:
       return Dtype::kDouble;
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
     case ScalarType::Half:
       return Dtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "logits must be float32, float64, bfloat16 or float16");
-  }
-}
-
-void check_arguments(const Tensor& store, const std::vector<Tensor>& logits, const Tensor& index,
-                     const std::optional<Tensor>& weight) {
-  STD_TORCH_CHECK(store.dim() == 3 && (store.scalar_type() == ScalarType::Float ||
-                                       store.scalar_type() == ScalarType::Double),
-                  "store must be float32 or float64 (H, N, K)");
-  STD_TORCH_CHECK(
-      index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
-      "index must be contiguous int64 (B,)");
-  for (const Tensor& tensor : logits) {
-    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == store.size(0) &&
-                        tensor.size(1) == index.size(0) && tensor.size(2) == store.size(2),
-                    "each of logits must be (H, B, K)");
-  }
-  if (weight.has_value()) {
-    STD_TORCH_CHECK(weight->scalar_type() == ScalarType::Double && weight->is_contiguous() &&
-                        weight->dim() == 2 &&
-                        weight->size(0) == static_cast<int64_t>(logits.size()) &&
-                        weight->size(1) == index.size(0),
-                    "weight must be contiguous float64 (M, B)");
+    default:  // check_accumulate has seen the dtypes
+      return Dtype::kFloat;
   }
 }
 
@@ -103,7 +79,7 @@ void accumulate(const Tensor& store, const std::vector<Tensor>& logits, const Te
 
 void accumulate_log_softmax_(const Tensor& store, const std::vector<Tensor>& logits,
                              const Tensor& index, const std::optional<Tensor>& weight) {
-  check_arguments(store, logits, index, weight);
+  check_accumulate(store, logits, index, weight);
   if (store.size(0) * index.size(0) * store.size(2) == 0) return;
   if (store.scalar_type() == ScalarType::Double) {
     accumulate<double>(store, logits, index, weight);
