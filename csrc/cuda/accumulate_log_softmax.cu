@@ -22,18 +22,32 @@ Dtype dtype_of(const Tensor& tensor) {
   }
 }
 
+template <typename Number, typename Stored>
+void launch_long(Launcher& launcher, const Views& views, const Store<Stored>& store) {
+  int cluster = 1;
+  while (launcher.clusters() && cluster < kMaxCluster && store.columns > cluster * kLongColumns) {
+    cluster *= 2;
+  }
+  const int64_t slice = ceil_div(store.columns, cluster);
+  const size_t room = (launcher.largest_shared() - kLongShared<Number>) / sizeof(double);
+  const int64_t held = std::min(slice, static_cast<int64_t>(room));
+  Geometry geometry{blocks_of(store.heads * store.batch * cluster), kLongThreads};
+  geometry.shared = static_cast<size_t>(held) * sizeof(double) + kLongShared<Number>;
+  geometry.cluster = cluster;
+  launcher.launch("accumulate_log_softmax_, long rows", geometry,
+                  accumulate_long_kernel<Number, Stored>, views, store, slice, held);
+}
+
 // In float64 where a view is.
 template <typename Number, typename Stored>
 void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) {
   constexpr int kThreads = kMostThreads<Number>;
   const int64_t pairs = store.heads * store.batch;
-  Geometry geometry{blocks_of(pairs), kThreads};
   if (store.columns > int64_t{kThreads} * kTeamColumns) {
-    geometry.shared = (2 * kThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
-    launcher.launch("accumulate_log_softmax_, long rows", geometry,
-                    accumulate_long_kernel<Number, Stored>, views, store);
+    launch_long<Number>(launcher, views, store);
     return;
   }
+  Geometry geometry{blocks_of(pairs), kThreads};
   const int size = team_size(store.columns, kThreads);
   geometry.threads = size == kWarp ? kRowThreads : size;
   geometry.grid = blocks_of(ceil_div(pairs, geometry.threads / size));
