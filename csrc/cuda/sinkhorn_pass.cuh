@@ -6,8 +6,8 @@
 // before sm_90 have none and read such rows twice (sinkhorn_pass_general.cuh), as all do above
 // 131,072. A block takes up to 7 candidates of up to 2,048 columns; a cluster, of up to 16,384.
 // Wider rows, and an eighth candidate, are other blocks' at the same time: they find in the L2
-// cache what the first has read, so memory is read once as long as they keep pace. One cluster
-// cannot do them: each candidate takes 8 or 12 bytes of shared memory a column.
+// cache what the first has read, so memory is read once as long as they keep pace. One cluster has
+// no room for them: a candidate takes 12 bytes a column of registers and shared memory.
 #pragma once
 
 #include "sinkhorn_pass_thread.cuh"
