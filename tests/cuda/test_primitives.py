@@ -87,10 +87,12 @@ def launches_of_passes(log_p, v, c, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clusters", [True, False])
 @pytest.mark.parametrize(
     ("columns", "candidates"), [(100, 9), (2049, 9), (16_384, 7), (16_385, 3), (131_072, 2)]
 )
-def test_candidates_share_a_read(columns, candidates, stored, monkeypatch, capfd):
+def test_candidates_share_a_read(columns, candidates, stored, clusters, monkeypatch, capfd):
+    monkeypatch.setenv("SELAVI_EMULATOR_CLUSTERS", "1" if clusters else "0")
     log_p, v, c = primitive_arguments(1, 5, columns, candidates, columns)
     log_p[0, 1] -= 1e5  # beyond what is exact in float
     log_p[0, 2, : columns // 2 + 1] = -torch.inf
@@ -105,10 +107,9 @@ def test_candidates_share_a_read(columns, candidates, stored, monkeypatch, capfd
         assert result[0, 1].isnan().all()
         result[0, 1] = reference[0, 1]
     assert_passes_match(ours, definition, log_p.dtype)
-    assert launches_of_passes(log_p, v, c, monkeypatch, capfd) == [
-        "sinkhorn_pass",
-        "sinkhorn_pass (merge)",
-    ]
+    if clusters or columns <= 8192:
+        one_read = ["sinkhorn_pass", "sinkhorn_pass (merge)"]
+        assert launches_of_passes(log_p, v, c, monkeypatch, capfd) == one_read
     monkeypatch.setenv("SELAVI_EMULATOR_SEED", "1")
     again = LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
     for result, reference in zip(again, ours, strict=True):
