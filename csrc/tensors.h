@@ -4,6 +4,9 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <optional>
+#include <vector>
+
 #include "include/half_precision.h"
 
 namespace selavi {
@@ -58,6 +61,38 @@ inline void check_each_row(const Tensor& log_p, const Tensor& rows, const char* 
                       rows.dim() == 2 && rows.size(0) == log_p.size(0) &&
                       rows.size(1) == log_p.size(1),
                   name, " must be contiguous float64 (B, N)");
+}
+
+inline void check_prior(const Tensor& prior, const Tensor& mass) {
+  for (const Tensor* tensor : {&prior, &mass}) {
+    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Double && tensor->is_contiguous() &&
+                        tensor->dim() == 2 && tensor->size(0) == mass.size(0) &&
+                        tensor->size(1) == mass.size(1),
+                    "prior and mass must be contiguous float64 (B, K)");
+  }
+}
+
+inline void check_accumulate(const Tensor& store, const std::vector<Tensor>& logits,
+                             const Tensor& index, const std::optional<Tensor>& weight) {
+  STD_TORCH_CHECK(store.dim() == 3 && (store.scalar_type() == ScalarType::Float ||
+                                       store.scalar_type() == ScalarType::Double),
+                  "store must be float32 or float64 (H, N, K)");
+  STD_TORCH_CHECK(
+      index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
+      "index must be contiguous int64 (B,)");
+  for (const Tensor& tensor : logits) {
+    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == store.size(0) &&
+                        tensor.size(1) == index.size(0) && tensor.size(2) == store.size(2),
+                    "each of logits must be (H, B, K)");
+    dispatch_floating(tensor, "logits", [](auto) {});  // raises here, not on a worker thread
+  }
+  if (weight.has_value()) {
+    STD_TORCH_CHECK(weight->scalar_type() == ScalarType::Double && weight->is_contiguous() &&
+                        weight->dim() == 2 &&
+                        weight->size(0) == static_cast<int64_t>(logits.size()) &&
+                        weight->size(1) == index.size(0),
+                    "weight must be contiguous float64 (M, B)");
+  }
 }
 
 inline const double* doubles(const Tensor& tensor) {

@@ -16,31 +16,11 @@ namespace {
 
 constexpr int64_t kMinRows = 16;  // (head, sample) pairs below which a thread is not worth starting
 
-void check_arguments(const Tensor& store, const std::vector<Tensor>& logits, const Tensor& index,
-                     const std::optional<Tensor>& weight) {
-  STD_TORCH_CHECK(store.dim() == 3 && (store.scalar_type() == ScalarType::Float ||
-                                       store.scalar_type() == ScalarType::Double),
-                  "store must be float32 or float64 (H, N, K)");
-  STD_TORCH_CHECK(
-      index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
-      "index must be contiguous int64 (B,)");
-  for (const Tensor& tensor : logits) {
-    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == store.size(0) &&
-                        tensor.size(1) == index.size(0) && tensor.size(2) == store.size(2),
-                    "each of logits must be (H, B, K)");
-    dispatch_floating(tensor, "logits", [](auto) {});  // raise here, not on a worker thread
-  }
-  if (weight.has_value()) {
-    STD_TORCH_CHECK(weight->scalar_type() == ScalarType::Double && weight->is_contiguous() &&
-                        weight->dim() == 2 &&
-                        weight->size(0) == static_cast<int64_t>(logits.size()) &&
-                        weight->size(1) == index.size(0),
-                    "weight must be contiguous float64 (M, B)");
-  }
+void check_index(const Tensor& index, int64_t rows) {
   const auto* positions = static_cast<const int64_t*>(index.const_data_ptr());
   for (int64_t b = 0; b < index.size(0); ++b) {
-    STD_TORCH_CHECK(positions[b] >= 0 && positions[b] < store.size(1), "index[", b,
-                    "] = ", positions[b], " is outside the store's ", store.size(1), " rows");
+    STD_TORCH_CHECK(positions[b] >= 0 && positions[b] < rows, "index[", b, "] = ", positions[b],
+                    " is outside the store's ", rows, " rows");
   }
 }
 
@@ -78,7 +58,8 @@ void add_to_store(const Tensor& store, const int64_t* index, int64_t batch, int6
 
 void accumulate_log_softmax_(const Tensor& store, const std::vector<Tensor>& logits,
                              const Tensor& index, const std::optional<Tensor>& weight) {
-  check_arguments(store, logits, index, weight);
+  check_accumulate(store, logits, index, weight);
+  check_index(index, store.size(1));
   const int64_t heads = store.size(0), batch = index.size(0), columns = store.size(2);
   const auto* positions = static_cast<const int64_t*>(index.const_data_ptr());
   const double* weights =

@@ -13,12 +13,7 @@ namespace selavi::cpu {
 namespace {
 
 Tensor permute_prior(const Tensor& prior, const Tensor& mass) {
-  for (const Tensor* tensor : {&prior, &mass}) {
-    STD_TORCH_CHECK(tensor->scalar_type() == ScalarType::Double && tensor->is_contiguous() &&
-                        tensor->dim() == 2 && tensor->size(0) == mass.size(0) &&
-                        tensor->size(1) == mass.size(1),
-                    "prior and mass must be contiguous float64 (B, K)");
-  }
+  check_prior(prior, mass);
   const int64_t problems = mass.size(0), columns = mass.size(1);
   Tensor permuted = torch::stable::new_empty(mass, {problems, columns});
   const auto* prior_data = static_cast<const double*>(prior.const_data_ptr());

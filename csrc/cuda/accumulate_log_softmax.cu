@@ -11,39 +11,31 @@ namespace {
 
 Dtype dtype_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return Dtype::kFloat;
     case ScalarType::Double:
       return Dtype::kDouble;
     case ScalarType::BFloat16:
       return Dtype::kBFloat16;
     case ScalarType::Half:
       return Dtype::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "logits must be float32, float64, bfloat16 or float16");
+    default:  // check_accumulate has seen the dtypes
+      return Dtype::kFloat;
   }
 }
 
-void check_arguments(const Tensor& store, const std::vector<Tensor>& logits, const Tensor& index,
-                     const std::optional<Tensor>& weight) {
-  STD_TORCH_CHECK(store.dim() == 3 && (store.scalar_type() == ScalarType::Float ||
-                                       store.scalar_type() == ScalarType::Double),
-                  "store must be float32 or float64 (H, N, K)");
-  STD_TORCH_CHECK(
-      index.dim() == 1 && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
-      "index must be contiguous int64 (B,)");
-  for (const Tensor& tensor : logits) {
-    STD_TORCH_CHECK(tensor.dim() == 3 && tensor.size(0) == store.size(0) &&
-                        tensor.size(1) == index.size(0) && tensor.size(2) == store.size(2),
-                    "each of logits must be (H, B, K)");
+template <typename Number, typename Stored>
+void launch_long(Launcher& launcher, const Views& views, const Store<Stored>& store) {
+  int cluster = 1;
+  while (launcher.clusters() && cluster < kMaxCluster && store.columns > cluster * kLongColumns) {
+    cluster *= 2;
   }
-  if (weight.has_value()) {
-    STD_TORCH_CHECK(weight->scalar_type() == ScalarType::Double && weight->is_contiguous() &&
-                        weight->dim() == 2 &&
-                        weight->size(0) == static_cast<int64_t>(logits.size()) &&
-                        weight->size(1) == index.size(0),
-                    "weight must be contiguous float64 (M, B)");
-  }
+  const int64_t slice = ceil_div(store.columns, cluster);
+  const size_t room = (launcher.largest_shared() - kLongShared<Number>) / sizeof(double);
+  const int64_t held = std::min(slice, static_cast<int64_t>(room));
+  Geometry geometry{blocks_of(store.heads * store.batch * cluster), kLongThreads};
+  geometry.shared = static_cast<size_t>(held) * sizeof(double) + kLongShared<Number>;
+  geometry.cluster = cluster;
+  launcher.launch("accumulate_log_softmax_, long rows", geometry,
+                  accumulate_long_kernel<Number, Stored>, views, store, slice, held);
 }
 
 // In float64 where a view is.
@@ -51,13 +43,11 @@ template <typename Number, typename Stored>
 void launch(Launcher& launcher, const Views& views, const Store<Stored>& store) {
   constexpr int kThreads = kMostThreads<Number>;
   const int64_t pairs = store.heads * store.batch;
-  Geometry geometry{blocks_of(pairs), kThreads};
   if (store.columns > int64_t{kThreads} * kTeamColumns) {
-    geometry.shared = (2 * kThreads / kWarp + 2 * kMaxViews) * sizeof(Number);
-    launcher.launch("accumulate_log_softmax_, long rows", geometry,
-                    accumulate_long_kernel<Number, Stored>, views, store);
+    launch_long<Number>(launcher, views, store);
     return;
   }
+  Geometry geometry{blocks_of(pairs), kThreads};
   const int size = team_size(store.columns, kThreads);
   geometry.threads = size == kWarp ? kRowThreads : size;
   geometry.grid = blocks_of(ceil_div(pairs, geometry.threads / size));
@@ -103,7 +93,7 @@ void accumulate(const Tensor& store, const std::vector<Tensor>& logits, const Te
 
 void accumulate_log_softmax_(const Tensor& store, const std::vector<Tensor>& logits,
                              const Tensor& index, const std::optional<Tensor>& weight) {
-  check_arguments(store, logits, index, weight);
+  check_accumulate(store, logits, index, weight);
   if (store.size(0) * index.size(0) * store.size(2) == 0) return;
   if (store.scalar_type() == ScalarType::Double) {
     accumulate<double>(store, logits, index, weight);

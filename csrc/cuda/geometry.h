@@ -9,6 +9,8 @@
 
 namespace selavi::cuda {
 
+constexpr int kMaxCluster = 8;  // blocks, on every device that has clusters
+
 struct Geometry {
   dim3 grid;
   int threads;        // a block

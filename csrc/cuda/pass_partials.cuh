@@ -9,11 +9,9 @@ namespace selavi::cuda {
 template <typename Storage>
 struct PassArguments {
   Matrices<Storage> log_p;
-  const double* v;             // (B, all_candidates, K)
+  const double* v;             // (B, candidates, K)
   const double* row_marginal;  // (B, N)
   const double* lam;           // (B,)
-  int all_candidates;          // in v
-  int first_candidate;         // of those that a launch takes
   int candidates;
 };
 
@@ -29,7 +27,7 @@ struct PassPartials {
 
 constexpr int kMergeSlices = 8;  // of the chunks, each summed by one row of threads
 
-// mass (B, all_candidates, K) and value (B, all_candidates) from the chunks' sums; NaN where v's
+// mass (B, candidates, K) and value (B, candidates) from the chunks' sums; NaN where v's
 // first entry is NaN. A block of kWarp x kMergeSlices threads makes kWarp columns of one candidate;
 // blocks: B * candidates * ceil(K / kWarp).
 template <typename Storage, typename Sum>
@@ -63,11 +61,10 @@ __global__ void merge_kernel(PassArguments<Storage> arguments, PassPartials<Sum>
     column += sums[j * kWarp + lane];
     total += totals[j];
   }
-  const int64_t out = b * arguments.all_candidates + arguments.first_candidate + s;
-  const double first = arguments.v[out * columns];
+  const double first = arguments.v[row * columns];
   if (first != first) column = total = first;
-  if (k < columns) mass[out * columns + k] = column;
-  if (tile == 0 && lane == 0) value[out] = total;
+  if (k < columns) mass[row * columns + k] = column;
+  if (tile == 0 && lane == 0) value[row] = total;
 }
 
 template <typename Launcher, typename Storage, typename Sum>

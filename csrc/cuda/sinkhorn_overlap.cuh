@@ -37,20 +37,24 @@ inline GramPlan gram_plan(int64_t problems, int64_t rows, int64_t columns, int t
   return plan;
 }
 
-// What block `index` of the grid (problems, shares, pairs) does.
-struct GramBlock {
-  int64_t problem, first, last;  // rows
-  int64_t row_tile, column_tile;
+struct TilePair {
+  int64_t row_tile = 0, column_tile;
 
-  __device__ GramBlock(const GramPlan& plan, int64_t index) {
-    int64_t pair = index % plan.pairs;
+  __device__ TilePair(const GramPlan& plan, int64_t pair) {
+    while (pair >= plan.tiles - row_tile) pair -= plan.tiles - row_tile++;
+    column_tile = row_tile + pair;
+  }
+};
+
+// What block `index` of the grid (problems, shares, pairs) does.
+struct GramBlock : TilePair {
+  int64_t problem, first, last;  // rows
+
+  __device__ GramBlock(const GramPlan& plan, int64_t index) : TilePair(plan, index % plan.pairs) {
     const int64_t share = index / plan.pairs % plan.shares;
     problem = index / plan.pairs / plan.shares;
     first = share * plan.share_rows;
     last = min(first + plan.share_rows, plan.rows);
-    row_tile = 0;
-    while (pair >= plan.tiles - row_tile) pair -= plan.tiles - row_tile++;
-    column_tile = row_tile + pair;
   }
 };
 
@@ -261,8 +265,8 @@ __global__ void __launch_bounds__(kGramThreads)
   const int64_t pair = blockIdx.x / kPatches % plan.pairs;
   const int64_t problem = blockIdx.x / kPatches / plan.pairs;
   const int part = blockIdx.x % kPatches, m = part / kAcross * kPatch, n = part % kAcross * kPatch;
-  const GramBlock block(plan, problem * plan.shares * plan.pairs + pair);
-  const bool diagonal = block.row_tile == block.column_tile;
+  const TilePair tiles(plan, pair);
+  const bool diagonal = tiles.row_tile == tiles.column_tile;
   if (diagonal && m > n) return;
   const int x = threadIdx.x % kPatch, y = threadIdx.x / kPatch;
   constexpr int kStep = kGramThreads / kPatch;
@@ -276,8 +280,8 @@ __global__ void __launch_bounds__(kGramThreads)
   }
   __syncthreads();
   double* target = out + problem * plan.columns * plan.columns;
-  const int64_t first_row = block.row_tile * kTile + m,
-                first_column = block.column_tile * kTile + n;
+  const int64_t first_row = tiles.row_tile * kTile + m,
+                first_column = tiles.column_tile * kTile + n;
   for (int row = y; row < kPatch; row += kStep) {
     const bool below = diagonal && m == n && row > x;
     if (first_row + row < plan.columns && first_column + x < plan.columns) {

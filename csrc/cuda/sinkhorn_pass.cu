@@ -12,7 +12,7 @@ namespace {
 
 // Enough to keep any GPU busy to the end. Chunks depend on the shape alone, and so do the results.
 constexpr int64_t kWantedBlocks = 2048;
-constexpr int kManyCandidates = 7;  // more are taken in several reads
+constexpr int kManyCandidates = 7;  // of a block, at most
 
 // Blocks that share a row.
 template <typename S>
@@ -29,7 +29,8 @@ void launch_pass(Launcher& launcher, const PassArguments<Storage>& arguments, do
   const int64_t pairs = log_p.problems * arguments.candidates;
   const int cluster = cluster_of<S>(log_p.columns);
   constexpr int64_t kStep = S::kTeams * S::kRows;
-  const int64_t wanted = ceil_div(log_p.problems * log_p.rows * cluster, kWantedBlocks);
+  const int64_t together = cluster * S::groups(arguments.candidates);  // blocks that read a row
+  const int64_t wanted = ceil_div(log_p.problems * log_p.rows * together, kWantedBlocks);
   PassPartials<float> partials;
   partials.chunk_rows = static_cast<int>(
       std::clamp(ceil_div(wanted, kStep) * kStep, kStep, static_cast<int64_t>(S::kMaxRows)));
@@ -37,7 +38,7 @@ void launch_pass(Launcher& launcher, const PassArguments<Storage>& arguments, do
   partials.mass = launcher.allocate<float>(pairs * partials.chunks * log_p.columns);
   partials.value = launcher.allocate<double>(pairs * partials.chunks);
   partials.rows = launcher.allocate<int>(log_p.problems * partials.chunks);
-  const int64_t blocks = log_p.problems * partials.chunks * cluster;
+  const int64_t blocks = log_p.problems * partials.chunks * together;
   launcher.launch(
       "sinkhorn_pass",
       {blocks_of(blocks), S::kThreads, PassLayout<S>(partials.chunk_rows).bytes, cluster},
@@ -72,30 +73,26 @@ using OneCandidate =
               Shape<32, 1, 8, 6, 1, kRows>, Shape<32, 1, 10, 8, 1, kRows>,
               Shape<32, 1, 13, 10, 1, kRows>, Shape<32, 1, 16, 13, 1, 2>,
               Shape<32, 4, 6, 4, 1, kRows>, Shape<32, 4, 8, 6, 1, kRows>, Shape<32, 4, 12, 8, 1, 2>,
-              Shape<32, 4, 16, 12, 1, 2>, Shape<32, 8, 16, 8, 1, 2>, Shape<32, 8, 32, 0, 1, 2>>;
+              Shape<32, 4, 16, 12, 1, 2>, Shape<32, 8, 16, 8, 1, 2>,
+              Shape<32, 8, 32, 0, 1, 2, kMaxCluster>, Shape<32, 16, 32, 0, 1, 1, kMaxCluster>>;
 
 using ManyCandidates =
     ShapeList<Shape<8, 1, 2, 0, kManyCandidates, 2>, Shape<8, 1, 4, 2, kManyCandidates, 2>,
               Shape<32, 1, 4, 1, kManyCandidates, 2>, Shape<32, 2, 5, 2, kManyCandidates, 2>,
               Shape<32, 4, 4, 2, kManyCandidates, 2>, Shape<32, 4, 8, 4, kManyCandidates, 1>,
-              Shape<32, 8, 8, 4, kManyCandidates, 1>>;
+              Shape<32, 8, 8, 4, kManyCandidates, 1>,
+              Shape<32, 8, 8, 0, kManyCandidates, 1, kMaxCluster>>;
 
 template <typename Storage>
-void pass(Launcher& launcher, PassArguments<Storage> arguments, double* mass, double* value) {
-  for (int first = 0; first < arguments.all_candidates; first += arguments.candidates) {
-    const int left = arguments.all_candidates - first;
-    arguments.first_candidate = first;
-    arguments.candidates = std::min(left, kManyCandidates);
-    if constexpr (std::is_same_v<Storage, double>) {
-      pass_in_two_reads(launcher, arguments, mass, value);
-    } else {
-      if (left > 1 && ManyCandidates::launch(launcher, arguments, mass, value)) continue;
-      arguments.candidates = 1;
-      using One = OneCandidate<(sizeof(Storage) == 2 ? 4 : 2)>;
-      if (One::launch(launcher, arguments, mass, value)) continue;
-      pass_in_two_reads(launcher, arguments, mass, value);
-    }
+void pass(Launcher& launcher, const PassArguments<Storage>& arguments, double* mass,
+          double* value) {
+  if constexpr (!std::is_same_v<Storage, double>) {
+    const bool many = arguments.candidates > 1;
+    if (many && ManyCandidates::launch(launcher, arguments, mass, value)) return;
+    using One = OneCandidate<(sizeof(Storage) == 2 ? 4 : 2)>;
+    if (One::launch(launcher, arguments, mass, value)) return;
   }
+  pass_in_two_reads(launcher, arguments, mass, value);
 }
 
 std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,

@@ -1,6 +1,6 @@
 // sinkhorn_pass for any dtype and any number of columns, in two reads: rows' logsumexps, then the
-// columns' sums, which a second read makes of them. float64 log_p, and rows too wide for the device
-// to share one among blocks. Free of torch.
+// columns' sums, which a second read makes of them. float64 log_p, and rows too wide for the blocks
+// that can share one: of more than 131,072 columns, or 8,192 before sm_90. Free of torch.
 #pragma once
 
 #include "column_tile.cuh"
@@ -25,8 +25,7 @@ __global__ void __launch_bounds__(kGeneralThreads)
   // The same for the whole team.
   if (i >= log_p.rows || arguments.row_marginal[b * log_p.rows + i] == 0.0) return;
   for (int s = 0; s < arguments.candidates; ++s) {
-    const double* v = arguments.v + (b * arguments.all_candidates + arguments.first_candidate + s) *
-                                        log_p.columns;
+    const double* v = arguments.v + (b * arguments.candidates + s) * log_p.columns;
     if (v[0] != v[0]) continue;
     const RowTop row = row_top<kWarps>(log_p.data + b * log_p.problem_stride + i * log_p.row_stride,
                                        log_p.column_stride, log_p.columns, v, arguments.lam[b]);
@@ -52,9 +51,7 @@ __global__ void __launch_bounds__(kTileThreads)
   auto* const values = sums + kTileThreads;
   const int64_t task = tile.b * partials.chunks + tile.chunk;
   for (int s = 0; s < arguments.candidates; ++s) {
-    const double* const v =
-        arguments.v +
-        (tile.b * arguments.all_candidates + arguments.first_candidate + s) * log_p.columns;
+    const double* const v = arguments.v + (tile.b * arguments.candidates + s) * log_p.columns;
     const double* const z = logsumexp + (tile.b * arguments.candidates + s) * log_p.rows;
     const double v_k = is_column ? v[tile.k] : 0.0;
     double mass = 0.0, value = 0.0;

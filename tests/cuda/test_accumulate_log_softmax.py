@@ -36,7 +36,46 @@ def test_any_length_of_rows(k, dtype):
     torch.testing.assert_close(store.double(), expected, **({"atol": 3e-6} | close))
 
 
-@pytest.mark.parametrize("k", [19, 309, 8200])
+# Rows of a block, of a cluster's blocks, and, without clusters, of more columns than a block holds.
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("clusters", ["1", "0"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("k", [8193, 12_289, 21_000, 65_536, 131_072])
+def test_long_rows(k, stored, clusters, monkeypatch):
+    monkeypatch.setenv("SELAVI_EMULATOR_CLUSTERS", clusters)
+    store, logits, index, weight = arguments(heads=1, n=4, batch=2, k=k, dtype=stored)
+    logits[1] = logits[1] + 1e4  # rounds by itself where stored in 16 bit
+    logits[0][0, 1, : k // 2 + 1] = -torch.inf
+    store = store.double() if stored == torch.float64 else store
+    expected, again = by_definition(store, logits, index, weight), store.clone()
+    accumulate(store, logits, index, weight)
+    torch.testing.assert_close(store.double(), expected, rtol=1e-6, atol=3e-6)
+    monkeypatch.setenv("SELAVI_EMULATOR_SEED", "1")
+    accumulate(again, logits, index, weight)
+    assert torch.equal(again, store)
+
+
+@pytest.mark.parametrize("k", [9000, 30_000])
+def test_long_rows_of_any_layout(layout, k):
+    store, logits, index, _ = arguments(heads=2, n=3, batch=2, k=k)
+    store, logits = layout(store), [layout(view) for view in logits]
+    expected = by_definition(store, logits, index, None)
+    accumulate(store, logits, index, None)
+    torch.testing.assert_close(store.double(), expected, rtol=1e-6, atol=3e-6)
+
+
+@pytest.mark.parametrize("k", [8193, 30_000])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_long_rows_that_are_bad_show(value, k):
+    store, logits, index, weight = arguments(heads=1, n=4, batch=2, k=k)
+    logits[0][0, 0, 5] = value
+    if value == -torch.inf:
+        logits[0][0, 0] = value
+    accumulate(store, logits, index, weight)
+    assert store[0, index[0]].isnan().all() and store[0, index[1]].isfinite().all()
+
+
+@pytest.mark.parametrize("k", [19, 309, 8200, 30_000])
 def test_weights_zero_and_nan(k):
     store, logits, index, weight = arguments(k=k)
     weight[0, :4], weight[1, 4:8], weight[:, 8] = 0.0, 0.0, 0.0
@@ -56,8 +95,9 @@ def test_weights_zero_and_nan(k):
     assert torch.equal(store[:, untouched], before[:, untouched])
 
 
-def test_logits_that_are_large():
-    store, logits, index, weight = arguments()
+@pytest.mark.parametrize("k", [19, 8200])
+def test_logits_that_are_large(k):
+    store, logits, index, weight = arguments(k=k)
     logits = [view + 1e6 * (-1) ** m for m, view in enumerate(logits)]
     expected = by_definition(store, logits, index, weight)
     accumulate(store, logits, index, weight)

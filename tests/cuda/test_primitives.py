@@ -79,6 +79,44 @@ def test_rows_that_blocks_share(columns, stored, monkeypatch):
     assert_pass_matches(log_p, v, c)
 
 
+def launches_of_passes(log_p, v, c, monkeypatch, capfd):
+    monkeypatch.setenv("SELAVI_EMULATOR_TRACE", "1")
+    LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
+    monkeypatch.delenv("SELAVI_EMULATOR_TRACE")
+    return [line.split(":")[0] for line in capfd.readouterr().err.splitlines()]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clusters", [True, False])
+@pytest.mark.parametrize(
+    ("columns", "candidates"), [(100, 9), (2049, 9), (16_384, 7), (16_385, 3), (131_072, 2)]
+)
+def test_candidates_share_a_read(columns, candidates, stored, clusters, monkeypatch, capfd):
+    monkeypatch.setenv("SELAVI_EMULATOR_CLUSTERS", "1" if clusters else "0")
+    log_p, v, c = primitive_arguments(1, 5, columns, candidates, columns)
+    log_p[0, 1] -= 1e5  # beyond what is exact in float
+    log_p[0, 2, : columns // 2 + 1] = -torch.inf
+    v[0, 1, 0] = torch.nan  # is not tried
+    c[0, 3] = 0.0
+    log_p[0, 3] = torch.nan
+    log_p = log_p.to(stored)
+    ours = LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
+    v[0, 1, 0] = 0.0
+    definition = _definition.sinkhorn_pass(log_p, v, c, LAM)
+    for result, reference in zip(ours, definition, strict=True):
+        assert result[0, 1].isnan().all()
+        result[0, 1] = reference[0, 1]
+    assert_passes_match(ours, definition, log_p.dtype)
+    if clusters or columns <= 8192:
+        one_read = ["sinkhorn_pass", "sinkhorn_pass (merge)"]
+        assert launches_of_passes(log_p, v, c, monkeypatch, capfd) == one_read
+    monkeypatch.setenv("SELAVI_EMULATOR_SEED", "1")
+    again = LIBRARY.sinkhorn_pass(log_p, v, c, LAM)
+    for result, reference in zip(again, ours, strict=True):
+        tried = [s for s in range(candidates) if s != 1]
+        torch.testing.assert_close(result[0, tried], reference[0, tried], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("columns", [5000, 9000])
 def test_long_rows_in_every_primitive(columns):
     log_p, v, c = primitive_arguments(2, 5, columns, 1, 3)
@@ -174,6 +212,13 @@ def far_apart(tmp_path):
         return view
 
     return place
+
+
+@pytest.mark.parametrize("strides", [(2**33, 2**31, 1), (2, 1, 40_000)])
+def test_indices_beyond_32_bits_in_wide_rows(far_apart, strides):
+    log_p, v, c = primitive_arguments(1, 2, 66_000, 2, 1)
+    ours = LIBRARY.sinkhorn_pass(far_apart(log_p, strides), v, c, LAM)
+    torch.testing.assert_close(ours, LIBRARY.sinkhorn_pass(log_p, v, c, LAM), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float64, torch.bfloat16])

@@ -42,6 +42,7 @@ def test_matches_definition(dtype, layout):
         (1, 40, 500),
         (1, 20, 1100),
         (1, 0, 5),
+        (2, 0, 200),
         (0, 5, 5),
     ],
 )
