@@ -36,11 +36,13 @@ template <typename Number>
 constexpr int64_t kGramWidth = kGramVectors * SELAVI_VECTOR / static_cast<int64_t>(sizeof(Number));
 
 template <typename Number, typename Element>
-void gram_tile(const void* rows, int64_t count, int64_t stride, int64_t j, int64_t k, Number* out) {
+void gram_tile(const void* rows, int64_t count, int64_t stride, int64_t j, int64_t k,
+               Number* tile) {
   static_assert(sizeof(Element) == sizeof(Number));
   using Sum = Vector<Number>;
   constexpr int64_t kLength = SELAVI_VECTOR / sizeof(Number);
-  Sum sums[kGramHeight][kGramVectors] = {};
+  Sum sums[kGramHeight][kGramVectors];
+  __builtin_memcpy(sums, tile, sizeof(sums));
   const auto* row = static_cast<const Element*>(rows);
   for (int64_t i = 0; i < count; ++i, row += stride) {
     Sum vectors[kGramVectors];
@@ -56,7 +58,7 @@ void gram_tile(const void* rows, int64_t count, int64_t stride, int64_t j, int64
       }
     }
   }
-  __builtin_memcpy(out, sums, sizeof(sums));
+  __builtin_memcpy(tile, sums, sizeof(sums));
 }
 
 }  // namespace

@@ -69,8 +69,8 @@ struct Gram {
   int64_t height, width;  // of a tile; the height divides the width
   Output element;         // of the rows, as wide as Number
 
-  // out (height, width) = the tile from (j, k) on, over `count` rows of elements.
-  void (*tile)(const void* rows, int64_t count, int64_t stride, int64_t j, int64_t k, Number* out);
+  // tile (height, width), which begins at (j, k), += its sum over `count` rows of elements.
+  void (*add)(const void* rows, int64_t count, int64_t stride, int64_t j, int64_t k, Number* tile);
 };
 
 template <typename Number>

@@ -1,20 +1,26 @@
 """Damped Newton on the semi-dual: tens of reads where Sinkhorn's iteration needs thousands."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from selavi.ops._problem import Lookahead, Problem, State, check_finite, may_hold, start
 
-Trials = dict[float, tuple[float, ...]]
-# Several steps are tried in one read of the matrix, and the best is kept: for each factor of the
-# damping the whole step and shares of it. In a gap between rows the curvature says nothing of how
-# far a step should go.
-_TRIALS: Trials = {0.1: (1.0, 0.5, 0.25, 0.125), 1.0: (1.0, 0.5), 10.0: (1.0,)}
-# While a problem's steps shrink its error well, it tries fewer: that makes its read a cheaper one.
-_FEW_TRIALS: Trials = {0.1: (1.0,), 1.0: (1.0,)}
-_GOOD = 0.25
+# Several steps are tried in one read of the matrix, and the best is kept: factors of the damping,
+# and shares of the step, as in a gap between rows the curvature says nothing of how far to go. The
+# third number is the effort from which on one is tried: each makes the read a dearer one.
+_TRIALS = (
+    (0.1, 1.0, 0),
+    (1.0, 1.0, 0),
+    (0.1, 0.25, 1),
+    (10.0, 1.0, 1),
+    (0.1, 0.5, 2),
+    (0.1, 0.125, 2),
+    (1.0, 0.5, 2),
+)
+# A problem's effort is the number of these that its last step did not shrink the error below.
+_EFFORTS = (0.25, 0.5)
 # And where it shrinks it very well, the next step does without a Hessian of its own.
 _VERY_GOOD = 0.1
 _FIRST_DAMPING = 1e-3
@@ -33,38 +39,78 @@ _FIRST_TRY = 32.0  # reads
 _RAISE = 4.0
 _MAX_STAGES = 16
 # A solution on a sample of the rows is a good start. It is exact up to its own noise.
-_SAMPLES = (64, 8)  # one row in so many, but not more than
+_SAMPLES = (64, 6)  # one row in so many, but not more than
 _SAMPLE_ROWS = 65_536  # of which a copy is held
-_ROWS_A_COLUMN = 8  # a smaller sample would say little
+_ROWS_A_COLUMN = 16  # a smaller sample would say little
 _SAMPLE_LIMIT = 64.0  # reads of the sample
 _SAMPLE_NOISE = 0.3  # of the sample's standard error, sqrt(K / n)
+_USEFUL = 0.85  # while a step shrinks the error to less than this share
+_FAR = 3e-3  # the column error above which the last sample's Hessian, much cheaper, serves as well
+
+
+@dataclass
+class Pace:
+    """How each problem steps (B,), as learned so far.
+
+    `sharpness` is that of its Hessian's softmaxes, and `by_sample` says that they may be those of
+    `sample`, where there is one.
+    """
+
+    damping: Tensor
+    sharpness: Tensor
+    effort: Tensor
+    by_sample: Tensor
+    sample: Problem | None = None
+
+    @classmethod
+    def first(cls, state: State, sharpness: Tensor | None = None) -> "Pace":
+        rough = state.error > _ROUGH_ERROR
+        if sharpness is None:
+            sharpness = torch.where(rough, _FIRST_SHARPNESS, 1.0).to(state.error)
+        return cls(
+            damping=torch.full_like(state.error, _FIRST_DAMPING),
+            sharpness=sharpness,
+            effort=torch.full_like(state.error, len(_EFFORTS)),
+            by_sample=torch.ones_like(rough),
+        )
+
+    def forget(self, chosen: Tensor, state: State) -> None:
+        first = Pace.first(state)
+        self.damping = torch.where(chosen, first.damping, self.damping)
+        self.sharpness = torch.where(chosen, first.sharpness, self.sharpness)
+        self.effort = torch.where(chosen, first.effort, self.effort)
 
 
 def solve_newton(problem: Problem, v: Tensor, cold: bool, tol: float, limit: int) -> State:
     """From v (B, K), within `limit` reads. A cold start begins on samples of the rows."""
-    reads = torch.zeros_like(v[:, 0])
+    reads, sharpness, sample = torch.zeros_like(v[:, 0]), None, None
     if cold:
-        v, reads = _start_on_samples(problem, v, limit)
+        v, reads, sharpness, sample = _start_on_samples(problem, v, limit)
     state = start(problem, v, reads)
     check_finite(problem, state)
-    state.improve(problem, continue_newton(problem, state, tol, limit))
+    pace = Pace.first(state, sharpness)
+    pace.sample = sample
+    state.improve(problem, continue_newton(problem, state, tol, limit, pace))
     return state
 
 
-def continue_newton(problem: Problem, state: State, tol: float, limit: float) -> State:
+def continue_newton(
+    problem: Problem, state: State, tol: float, limit: float, pace: Pace | None = None
+) -> State:
     """Newton from the state; problems that do not get under way take the way through small lam.
 
     Returns the state of least error that was met; the objective is highest at the last.
     """
-    best = replace(state)
+    best, pace = replace(state), pace or Pace.first(state)
     first_try = torch.minimum(state.reads + _FIRST_TRY, _full(state, limit))
-    _iterate(problem, state, tol, first_try, best)
-    late = ~_under_way(problem, state) & (state.reads + _FIRST_TRY <= limit)
+    _iterate(problem, state, tol, first_try, pace, best)
+    late = ~under_way(problem, state) & (state.reads + _FIRST_TRY <= limit)
     for b in late.nonzero()[:, 0].tolist():
         one = problem.select(b)
         state.put(b, _by_continuation(one, state.select(b), limit))
+    pace.forget(late, state)
     best.improve(problem, state)
-    _iterate(problem, state, tol, _full(state, limit), best)
+    _iterate(problem, state, tol, _full(state, limit), pace, best)
     return best
 
 
@@ -79,7 +125,7 @@ def _by_continuation(problem: Problem, state: State, limit: float) -> State:
     def try_at(share: float, v: Tensor, reads: Tensor, until: float) -> State:
         at = replace(problem, lam=share * lam)
         state = start(at, share * v, reads)
-        _iterate(at, state, _ROUGH_ERROR, _full(state, min(until, last)))
+        _iterate(at, state, _ROUGH_ERROR, _full(state, min(until, last)), Pace.first(state))
         state.v = state.v / share
         return state
 
@@ -87,7 +133,7 @@ def _by_continuation(problem: Problem, state: State, limit: float) -> State:
     for _ in range(_MAX_STAGES):
         share /= _RAISE
         state = try_at(share, v, state.reads, float(state.reads) + _FIRST_TRY)
-        if _under_way(problem, state).all() or state.reads + 1 > last:
+        if under_way(problem, state).all() or state.reads + 1 > last:
             break
     while share < 1.0:
         share = 1.0 if state.reads + 1 > last else min(share * _RAISE, 1.0)
@@ -95,7 +141,8 @@ def _by_continuation(problem: Problem, state: State, limit: float) -> State:
     return state
 
 
-def _under_way(problem: Problem, state: State) -> Tensor:
+def under_way(problem: Problem, state: State) -> Tensor:
+    """Whether each problem (B,) is where Newton's method does well."""
     starved = (state.mass < _STARVED * problem.col_marginal).any(-1)
     return (state.error <= _UNDER_WAY) & ~starved
 
@@ -104,10 +151,12 @@ def _full(state: State, limit: float) -> Tensor:
     return torch.full_like(state.reads, limit)
 
 
-def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """v (B, K) and what it cost in reads of the whole matrix (B,)."""
+def _start_on_samples(
+    problem: Problem, v: Tensor, limit: int
+) -> tuple[Tensor, Tensor, Tensor | None, Problem | None]:
+    """v (B, K), its cost in reads of the whole matrix (B,), the sharpness and the last sample."""
     rows, columns = problem.total_rows, v.shape[-1]
-    reads = torch.zeros_like(v[:, 0])
+    reads, sharpness, last = torch.zeros_like(v[:, 0]), None, None
     for share in _SAMPLES:
         size = min(rows // share, _SAMPLE_ROWS)
         cost = (1 + _SAMPLE_LIMIT) * size / rows  # at most; the 1 is for drawing the sample
@@ -115,52 +164,53 @@ def _start_on_samples(problem: Problem, v: Tensor, limit: int) -> tuple[Tensor, 
         if sample is None or (reads + cost > limit - 1).any():
             continue
         state = start(sample, v, torch.zeros_like(reads))
-        check_finite(problem, state)
-        continue_newton(sample, state, _SAMPLE_NOISE * (columns / size) ** 0.5, _SAMPLE_LIMIT)
+        check_finite(sample, state)
+        pace = Pace.first(state, sharpness)
+        noise = _SAMPLE_NOISE * (columns / size) ** 0.5
+        continue_newton(sample, state, noise, _SAMPLE_LIMIT, pace)
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
         v = problem.agree(v)
         reads = problem.agree(reads + (1 + state.reads) * (size / rows))
-    return v, reads
+        sharpness, last = problem.agree(pace.sharpness), sample
+    return v, reads, sharpness, last
 
 
 def _iterate(
-    problem: Problem, state: State, tol: float, limit: Tensor, best: State | None = None
+    problem: Problem,
+    state: State,
+    tol: float,
+    limit: Tensor,
+    pace: Pace,
+    best: State | None = None,
 ) -> None:
     """Newton steps until every error is at most tol or `limit` (B,) reads are spent.
 
     The objective rises at each, the error need not fall: `best` keeps the least.
     """
     lookahead = Lookahead()
-    damping = torch.full_like(state.error, _FIRST_DAMPING)
-    sharpness = torch.where(state.error > _ROUGH_ERROR, _FIRST_SHARPNESS, 1.0)
     stale = torch.ones_like(state.error, dtype=torch.bool)
     laplacian = state.v.new_zeros(*state.v.shape, state.v.shape[-1])
     noise = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # of f, from its exponentials
-    modest = torch.zeros_like(stale)  # whether a problem tries few steps
-    few = stale.new_tensor(
-        [share in _FEW_TRIALS.get(factor, ()) for factor in _TRIALS for share in _TRIALS[factor]]
-    )
+    least_effort = state.error.new_tensor([effort for _, _, effort in _TRIALS])
     while True:
         active = (state.error > tol) & (state.reads + stale.double() + 1 <= limit)
         if not lookahead.any(active):
             return
-        stale &= active
-        if may_hold(stale):
-            fresh = problem.laplacian(state.v, sharpness, stale)
-            laplacian = torch.where(stale[:, None, None], fresh, laplacian)
-        state.reads += stale
-        steps, dampings = _candidates(problem, state, laplacian, damping)
+        laplacian = _refresh(problem, state, pace, laplacian, stale & active)
+        steps, dampings = _candidates(problem, state, laplacian, pace.damping)
         steps = problem.agree(steps)
         v = state.v[:, None] + steps
         v -= (v * problem.col_marginal[:, None]).sum(-1, keepdim=True)  # f ignores a constant
-        v = torch.where((few | ~modest[:, None])[..., None], v, torch.nan)  # else it is not tried
+        tried = pace.effort[:, None] >= least_effort
+        v = torch.where(tried[..., None], v, torch.nan)  # NaN is not tried
         mass, value = problem.evaluate(v, active)
         state.reads += active
 
-        # f is concave: a slope that is not far below zero at the step's end means that f rose.
+        # f is concave: where it still rises at the step's end, it has risen all the way.
         residual = problem.col_marginal[:, None] - mass
         slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
-        usable = (slope > 0) & ((residual * steps).sum(-1) >= -0.5 * slope)  # never NaN
+        end, rise = (residual * steps).sum(-1), value - state.value[:, None]
+        usable = (slope > 0) & ((end >= 0) | ((end >= -0.5 * slope) & (rise >= -100 * noise)))
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
@@ -172,14 +222,29 @@ def _iterate(
         if best is not None:
             best.improve(problem, state)
 
-        damping = torch.where(moved, dampings[each, choice], _RAISE_DAMPING * damping)
-        damping = damping.clamp_min(_LEAST_DAMPING)
-        modest = shrunk < _GOOD
+        damping = torch.where(moved, dampings[each, choice], _RAISE_DAMPING * pace.damping)
+        pace.damping = torch.where(active, damping.clamp_min(_LEAST_DAMPING), pace.damping)
+        effort = (~(shrunk[:, None] < shrunk.new_tensor(_EFFORTS))).sum(-1).double()
+        pace.effort = torch.where(active, effort, pace.effort)
+        pace.by_sample &= (moved & (shrunk < _USEFUL)) | ~active
         ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size
-        wanted = torch.where(moved, 1 / ahead, sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
-        as_before = (wanted == 1) & (sharpness == 1)
-        stale = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != sharpness)
-        sharpness = torch.where(active, wanted, sharpness)
+        wanted = torch.where(moved, 1 / ahead, pace.sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
+        as_before = (wanted == 1) & (pace.sharpness == 1)
+        stale = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != pace.sharpness)
+        pace.sharpness = torch.where(active, wanted, pace.sharpness)
+
+
+def _refresh(
+    problem: Problem, state: State, pace: Pace, laplacian: Tensor, stale: Tensor
+) -> Tensor:
+    """The Laplacians (B, K, K), those of stale problems anew, and the reads that this took."""
+    roughly = stale & pace.by_sample & (state.error > _FAR) & (pace.sample is not None)
+    for source, chosen in ((pace.sample, roughly), (problem, stale & ~roughly)):
+        if source is not None and may_hold(chosen):
+            fresh = source.laplacian(state.v, pace.sharpness, chosen)
+            laplacian = torch.where(chosen[:, None, None], fresh, laplacian)
+            state.reads += chosen * (source.total_rows / problem.total_rows)
+    return laplacian
 
 
 def _candidates(
@@ -198,14 +263,12 @@ def _candidates(
     ratio = r.log() - m.clamp_min(torch.finfo(m.dtype).tiny).log()
     w = torch.where(ratio > 1, (r - m) / ratio - m, 0.0)
     scale = torch.where(m * _STARVED > r, m, r)  # a column far above a tiny due would go too far
-    steps, dampings = [], []
-    for factor, shares in _TRIALS.items():
+    whole = {}
+    for factor in sorted({factor for factor, _, _ in _TRIALS}):
         mu = damping * factor
-        step = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), residual)
-        for share in shares:
-            steps.append(share * step)
-            dampings.append(mu)
-    return torch.stack(steps, 1), torch.stack(dampings, 1)
+        whole[factor] = _solve(laplacian + torch.diag_embed(mu[:, None] * scale + w), residual)
+    steps = torch.stack([share * whole[factor] for factor, share, _ in _TRIALS], 1)
+    return steps, torch.stack([damping * factor for factor, _, _ in _TRIALS], 1)
 
 
 def _solve(matrix: Tensor, residual: Tensor) -> Tensor:

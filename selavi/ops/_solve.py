@@ -11,7 +11,7 @@ from torch import Tensor
 from selavi.ops import _inputs
 from selavi.ops._fixed_point import solve_anderson, solve_sinkhorn
 from selavi.ops._library import primitives
-from selavi.ops._newton import continue_newton, solve_newton
+from selavi.ops._newton import continue_newton, solve_newton, under_way
 from selavi.ops._problem import Problem, State, check_finite, is_captured, start
 
 DEFAULT_TOL = 2e-6
@@ -20,9 +20,12 @@ DEFAULT_TOL = 2e-6
 _SMALL_COLUMNS = 64
 _COLUMNS = 1024
 _ROWS_A_COLUMN = 16
-# Elsewhere Anderson's has half the reads, and what it did not solve goes to Newton's, unless its
-# few K x K float64 matrices were too large.
+# Elsewhere Anderson's begins, and what it did not solve goes to Newton's, unless its few K x K
+# float64 matrices were too large.
 _MOST_COLUMNS = 4096
+# Anderson's has so many reads for it, or K / 4: an iteration of Newton's is worth the more of them.
+_PATIENCE = 60
+_COLUMNS_A_READ = 4
 
 
 class Solution(NamedTuple):
@@ -129,8 +132,14 @@ def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
         return solve_newton(problem, v, cold, tol, limit)
     if solver == "anderson" or columns > _MOST_COLUMNS:
         return solve_anderson(problem, v, tol, limit)
-    state = solve_anderson(problem, v, tol, (limit + 1) // 2)
-    state.improve(problem, continue_newton(problem, state, tol, limit))
+    patience = max(_PATIENCE, columns // _COLUMNS_A_READ)
+    state = solve_anderson(problem, v, tol, min(patience, (limit + 1) // 2))
+    lost = (state.error > tol) & (state.reads < limit) & ~under_way(problem, state)
+    at = replace(state)
+    mass, value = problem.evaluate(v[:, None], lost)  # Newton's starts where Anderson's did
+    at.accept(problem, lost, v, mass[:, 0], value[:, 0])
+    at.reads += lost
+    state.improve(problem, continue_newton(problem, at, tol, limit))
     return state
 
 

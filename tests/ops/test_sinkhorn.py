@@ -117,23 +117,23 @@ def test_log_probabilities_of_a_training_run(step, prior):
     marginal = zipf(16) if prior == "zipf" else None
     result = sinkhorn(log_p, col_marginal=marginal, permute=prior == "zipf")
     assert_solves(result, log_p)
-    assert result.n_passes <= {"uniform": 26, "zipf": 14}[prior]
+    assert result.n_passes <= {"uniform": 30, "zipf": 16}[prior]
     plain = sinkhorn(log_p, col_marginal=marginal, solver="sinkhorn", max_iterations=50)
     assert not plain.converged and plain.error > 2e-6
 
 
 # As measured, and as much again as a backend's rounding moves them.
 PASSES = {
-    "confident and noisy": 32,
-    "most confident": 45,
-    "one-hot rows": 26,
-    "one-hot rows at -1e4": 220,
-    "a column that no row favors": 220,
-    "duplicate columns": 12,
-    "-inf entries": 12,
-    "identical rows": 40,
+    "confident and noisy": 28,
+    "most confident": 38,
+    "one-hot rows": 44,
+    "one-hot rows at -1e4": 160,
+    "a column that no row favors": 140,
+    "duplicate columns": 10,
+    "-inf entries": 10,
+    "identical rows": 26,
     "K = 1": 1,
-    "N = 1": 40,
+    "N = 1": 32,
     "N = 1, K = 1": 1,
 }
 
@@ -144,6 +144,15 @@ def test_hard_problems_converge(name, backend):
     result = sinkhorn(log_p, max_iterations=300, backend=backend)
     assert_solves(result, log_p)
     assert result.n_passes <= PASSES[name]
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton"])
+def test_where_mixing_does_not_arrive(solver, backend):
+    """"auto" begins with Anderson's method here and turns to Newton's before long."""
+    log_p = hard_log_p(500, 100, 8.0, 2.0)
+    result = sinkhorn(log_p, max_iterations=300, solver=solver, backend=backend)
+    assert_solves(result, log_p)
+    assert result.n_passes <= 120
 
 
 @pytest.mark.parametrize("lam", [0.01, 200.0, 1000.0])
