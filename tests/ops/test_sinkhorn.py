@@ -148,7 +148,7 @@ def test_hard_problems_converge(name, backend):
 
 @pytest.mark.parametrize("solver", ["auto", "newton"])
 def test_where_mixing_does_not_arrive(solver, backend):
-    """"auto" begins with Anderson's method here and turns to Newton's before long."""
+    """solver="auto" begins with Anderson's method here and turns to Newton's before long."""
     log_p = hard_log_p(500, 100, 8.0, 2.0)
     result = sinkhorn(log_p, max_iterations=300, solver=solver, backend=backend)
     assert_solves(result, log_p)
