@@ -44,16 +44,18 @@ _SAMPLE_ROWS = 65_536  # of which a copy is held
 _ROWS_A_COLUMN = 16  # a smaller sample would say little
 _SAMPLE_LIMIT = 64.0  # reads of the sample
 _SAMPLE_NOISE = 0.3  # of the sample's standard error, sqrt(K / n)
-_USEFUL = 0.85  # while a step shrinks the error to less than this share
-_FAR = 3e-3  # the column error above which the last sample's Hessian, much cheaper, serves as well
+# Above this column error the last sample's Hessian serves as well, for a sixth of the work, while
+# its steps shrink the error to less than this share.
+_FAR = 3e-3
+_USEFUL = 0.85
 
 
 @dataclass
 class Pace:
     """How each problem steps (B,), as learned so far.
 
-    `sharpness` is that of its Hessian's softmaxes, and `by_sample` says that they may be those of
-    `sample`, where there is one.
+    `sharpness` is that of the softmaxes in its Hessian, `by_sample` whether those may be of the
+    rows of `sample`, where there is one.
     """
 
     damping: Tensor
@@ -206,11 +208,8 @@ def _iterate(
         mass, value = problem.evaluate(v, active)
         state.reads += active
 
-        # f is concave: where it still rises at the step's end, it has risen all the way.
         residual = problem.col_marginal[:, None] - mass
-        slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
-        end, rise = (residual * steps).sum(-1), value - state.value[:, None]
-        usable = (slope > 0) & ((end >= 0) | ((end >= -0.5 * slope) & (rise >= -100 * noise)))
+        usable = _rises(problem, state, steps, residual, value, 100 * noise)
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
         ranked = torch.where(value >= value.amax(-1, keepdim=True) - noise, error, torch.inf)
@@ -234,10 +233,29 @@ def _iterate(
         pace.sharpness = torch.where(active, wanted, pace.sharpness)
 
 
+def _rises(
+    problem: Problem,
+    state: State,
+    steps: Tensor,
+    residual: Tensor,
+    value: Tensor,
+    noise: float,
+) -> Tensor:
+    """Whether f is higher after each step (B, S), given r - m (B, S, K) and f (B, S) there.
+
+    f is concave: where it still rises at a step's end, it has risen all the way. Where it falls
+    there, but not steeply, its value tells, up to noise.
+    """
+    slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
+    end = (residual * steps).sum(-1)
+    higher = value >= state.value[:, None] - noise
+    return (slope > 0) & ((end >= 0) | ((end >= -0.5 * slope) & higher))
+
+
 def _refresh(
     problem: Problem, state: State, pace: Pace, laplacian: Tensor, stale: Tensor
 ) -> Tensor:
-    """The Laplacians (B, K, K), those of stale problems anew, and the reads that this took."""
+    """The Laplacians (B, K, K), those of stale problems anew; state.reads grows by what it took."""
     roughly = stale & pace.by_sample & (state.error > _FAR) & (pace.sample is not None)
     for source, chosen in ((pace.sample, roughly), (problem, stale & ~roughly)):
         if source is not None and may_hold(chosen):
