@@ -126,7 +126,8 @@ def fewest_iterations(most: int, target: float, error: Callable[[int], float]) -
     """
     tried, count = [], 1
     while not tried or (tried[-1][0] > target and count <= most):
-        tried.append((error(count), count))
+        found = error(count)
+        tried.append((math.inf if math.isnan(found) else found, count))
         count = max(count + 1, count * 5 // 4)
     enough = max(target, 1.1 * min(tried)[0])
     return next(count for found, count in tried if found <= enough)

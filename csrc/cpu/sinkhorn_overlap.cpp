@@ -10,11 +10,11 @@
 namespace selavi::cpu {
 namespace {
 
-constexpr int64_t kHeld = 256;       // rows of elements that a thread holds: they fit level 2
+constexpr int64_t kHeld = 256;       // rows of elements that a thread holds
 constexpr int64_t kMostBlocks = 32;  // each keeps sums of its own
-constexpr int64_t kLeastBlocks = 8;  // however many those are
+constexpr int64_t kLeastBlocks = 4;  // however many those are
 constexpr int64_t kLeastRows = 2048;
-constexpr int64_t kColumns = 1024;     // from so many on, several threads share a block of rows
+constexpr int64_t kColumns = 512;      // of a group of tiles: it pays for softmaxes of its own
 constexpr double kNegligible = 1e-15;  // keeps products out of float's slow denormals
 
 struct Tile {
@@ -34,7 +34,7 @@ struct GramLayout {
       : columns(k),
         stride((k + kernel.width - 1) / kernel.width * kernel.width),
         tile_size(kernel.height * kernel.width),
-        groups(std::max(k / kColumns, int64_t{1})) {
+        groups(std::max((k + kColumns / 2) / kColumns, int64_t{1})) {
     for (int64_t right = 0; right < columns; right += kernel.width) {
       for (int64_t left = 0; left < std::min(right + kernel.width, columns); left += kernel.height)
         tiles.push_back({left, right});
@@ -97,7 +97,8 @@ void add_problem(const MatrixView<Storage>& matrix, const Potential<Compute<Stor
   std::vector<double> roots(static_cast<size_t>(matrix.rows));
   std::transform(weight, weight + matrix.rows, roots.begin(), [](double c) { return sqrt(c); });
   const int64_t each = layout.count() * layout.tile_size;
-  const int64_t wanted = std::clamp(kPartialSums / each, kLeastBlocks, kMostBlocks);
+  const int64_t wanted =
+      std::clamp(kPartialSums / std::max(each, int64_t{1}), kLeastBlocks, kMostBlocks);
   const int64_t block_rows = std::max((matrix.rows + wanted - 1) / wanted, kLeastRows);
   const int64_t blocks = (matrix.rows + block_rows - 1) / block_rows;
   Scratch<Number> sums(blocks * each);

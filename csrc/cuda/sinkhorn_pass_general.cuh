@@ -1,6 +1,6 @@
 // sinkhorn_pass for any dtype and any number of columns, in two reads: rows' logsumexps, then the
 // columns' sums, which a second read makes of them. float64 log_p, and rows too wide for the blocks
-// that can share one: of more than 131,072 columns, or 8,192 before sm_90. Free of torch.
+// that can share one (sinkhorn_pass.cuh says how wide). Free of torch.
 #pragma once
 
 #include "column_tile.cuh"

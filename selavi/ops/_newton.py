@@ -19,7 +19,8 @@ _TRIALS = (
     (0.1, 0.125, 2),
     (1.0, 0.5, 2),
 )
-# A problem's effort is the number of these that its last step did not shrink the error below.
+# A problem's effort is the number of these that its last step did not shrink the error below; all
+# where no step served.
 _EFFORTS = (0.25, 0.5)
 # And where it shrinks it very well, the next step does without a Hessian of its own.
 _VERY_GOOD = 0.1
@@ -158,12 +159,14 @@ def _start_on_samples(
 ) -> tuple[Tensor, Tensor, Tensor | None, Problem | None]:
     """v (B, K), its cost in reads of the whole matrix (B,), the sharpness and the last sample."""
     rows, columns = problem.total_rows, v.shape[-1]
-    reads, sharpness, last = torch.zeros_like(v[:, 0]), None, None
-    for share in _SAMPLES:
-        size = min(rows // share, _SAMPLE_ROWS)
+    reads, sharpness, sample = torch.zeros_like(v[:, 0]), None, None
+    for size in sorted({min(rows // share, _SAMPLE_ROWS) for share in _SAMPLES}):
         cost = (1 + _SAMPLE_LIMIT) * size / rows  # at most; the 1 is for drawing the sample
-        sample = problem.sample(size) if size >= _ROWS_A_COLUMN * columns else None
-        if sample is None or (reads + cost > limit - 1).any():
+        if size < _ROWS_A_COLUMN * columns or (reads + cost > limit - 1).any():
+            continue
+        sample = None  # one is held at a time
+        sample = problem.sample(size)
+        if sample is None:
             continue
         state = start(sample, v, torch.zeros_like(reads))
         check_finite(sample, state)
@@ -173,8 +176,8 @@ def _start_on_samples(
         v = torch.where(state.mass < _STARVED * problem.col_marginal, v, state.v)
         v = problem.agree(v)
         reads = problem.agree(reads + (1 + state.reads) * (size / rows))
-        sharpness, last = problem.agree(pace.sharpness), sample
-    return v, reads, sharpness, last
+        sharpness = problem.agree(pace.sharpness)
+    return v, reads, sharpness, sample
 
 
 def _iterate(
@@ -192,8 +195,9 @@ def _iterate(
     lookahead = Lookahead()
     stale = torch.ones_like(state.error, dtype=torch.bool)
     laplacian = state.v.new_zeros(*state.v.shape, state.v.shape[-1])
-    noise = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # of f, from its exponentials
+    exponentials = 1e-13 if problem.log_p.dtype == torch.float64 else 1e-8  # their noise in f
     least_effort = state.error.new_tensor([effort for _, _, effort in _TRIALS])
+    efforts = state.error.new_tensor(_EFFORTS)
     while True:
         active = (state.error > tol) & (state.reads + stale.double() + 1 <= limit)
         if not lookahead.any(active):
@@ -209,6 +213,7 @@ def _iterate(
         state.reads += active
 
         residual = problem.col_marginal[:, None] - mass
+        noise = (exponentials + 1e-15 * state.value.abs())[:, None]
         usable = _rises(problem, state, steps, residual, value, 100 * noise)
         value = torch.where(usable, value, -torch.inf)
         error = residual.abs().sum(-1)
@@ -216,6 +221,7 @@ def _iterate(
         each, choice = torch.arange(len(error), device=error.device), ranked.argmin(-1)
         moved = active & usable.any(-1)
         new_v, shrunk = v[each, choice], error[each, choice] / state.error
+        shrunk = torch.where(moved, shrunk, torch.inf)
         change = (problem.col_marginal * (new_v - state.v) ** 2).sum(-1).sqrt()
         state.accept(problem, moved, new_v, mass[each, choice], value[each, choice])
         if best is not None:
@@ -223,13 +229,13 @@ def _iterate(
 
         damping = torch.where(moved, dampings[each, choice], _RAISE_DAMPING * pace.damping)
         pace.damping = torch.where(active, damping.clamp_min(_LEAST_DAMPING), pace.damping)
-        effort = (~(shrunk[:, None] < shrunk.new_tensor(_EFFORTS))).sum(-1).double()
-        pace.effort = torch.where(active, effort, pace.effort)
-        pace.by_sample &= (moved & (shrunk < _USEFUL)) | ~active
+        pace.effort = torch.where(active, (shrunk[:, None] >= efforts).sum(-1), pace.effort)
+        pace.by_sample &= (shrunk < _USEFUL) | ~active
         ahead = change * shrunk.clamp(0, 1).sqrt()  # the next step's likely size
         wanted = torch.where(moved, 1 / ahead, pace.sharpness / 4).clamp(_LEAST_SHARPNESS, 1.0)
         as_before = (wanted == 1) & (pace.sharpness == 1)
-        stale = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != pace.sharpness)
+        used = (moved & ~(as_before & (shrunk < _VERY_GOOD))) | (wanted != pace.sharpness)
+        stale = torch.where(active, used, stale)
         pace.sharpness = torch.where(active, wanted, pace.sharpness)
 
 
@@ -239,7 +245,7 @@ def _rises(
     steps: Tensor,
     residual: Tensor,
     value: Tensor,
-    noise: float,
+    noise: Tensor,
 ) -> Tensor:
     """Whether f is higher after each step (B, S), given r - m (B, S, K) and f (B, S) there.
 
@@ -248,7 +254,7 @@ def _rises(
     """
     slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
     end = (residual * steps).sum(-1)
-    higher = value >= state.value[:, None] - noise
+    higher = value >= state.value[:, None] - noise  # (B, 1)
     return (slope > 0) & ((end >= 0) | ((end >= -0.5 * slope) & higher))
 
 
@@ -261,7 +267,7 @@ def _refresh(
         if source is not None and may_hold(chosen):
             fresh = source.laplacian(state.v, pace.sharpness, chosen)
             laplacian = torch.where(chosen[:, None, None], fresh, laplacian)
-            state.reads += chosen * (source.total_rows / problem.total_rows)
+            state.reads += chosen.double() * (source.total_rows / problem.total_rows)
     return laplacian
 
 

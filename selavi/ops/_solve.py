@@ -140,6 +140,7 @@ def _run(problem: Problem, v: Tensor, cold: bool, options: Options) -> State:
     at.accept(problem, lost, v, mass[:, 0], value[:, 0])
     at.reads += lost
     state.improve(problem, continue_newton(problem, at, tol, limit))
+    state.reads = at.reads
     return state
 
 

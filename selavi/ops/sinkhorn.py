@@ -133,7 +133,7 @@ def sinkhorn(
         solver: "newton" (damped, on the semi-dual; K x K numbers), "sinkhorn" (alternating, slow to
             converge), "anderson" (the same, mixed with its last iterates) or "auto": newton for
             K <= 64, and for K <= 1024 where N >= 16 K; else anderson, and where K <= 4096, after
-            half of max_iterations, newton for what it did not solve.
+            60 or K / 4 reads, newton for what it did not solve.
         init: v to start from, (K,) or (..., K), or an earlier result, whose col_potential is taken.
         group: a torch.distributed group over whose ranks the rows are sharded: log_p and
             row_marginal are this rank's rows, any number of them, K and all else the same on every

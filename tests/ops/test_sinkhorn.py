@@ -10,8 +10,16 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from selavi.ops import _fixed_point, _newton, _problem
+from selavi.ops._problem import Problem
 from tests.ops.on_device import sinkhorn
-from tests.ops.problems import HARD, assert_solves, hard_log_p, random_log_p, zipf
+from tests.ops.problems import (
+    HARD,
+    assert_solves,
+    hard_log_p,
+    one_hot_log_p,
+    random_log_p,
+    zipf,
+)
 
 LOGITS = Path(__file__).parents[3] / "shared" / "data" / "logits"
 
@@ -155,6 +163,29 @@ def test_where_mixing_does_not_arrive(solver, backend):
     assert result.n_passes <= 120
 
 
+@pytest.mark.parametrize("name", ["one-hot rows at -1e4", "most confident", "wide"])
+def test_every_read_is_counted(name, monkeypatch):
+    log_p = one_hot_log_p(400, 100, 1e4) if name == "wide" else HARD[name]
+    reads = 0.0
+
+    def count(method, rows):
+        def counted(problem, *arguments):
+            nonlocal reads
+            last = arguments[-1]
+            if not isinstance(last, torch.Tensor) or last.dtype != torch.bool or last.any():
+                reads += rows(problem, *arguments) / len(log_p)
+            return method(problem, *arguments)
+
+        return counted
+
+    for method in ("evaluate", "laplacian"):
+        counted = count(getattr(Problem, method), lambda problem, *_: problem.log_p.shape[1])
+        monkeypatch.setattr(Problem, method, counted)
+    monkeypatch.setattr(Problem, "sample", count(Problem.sample, lambda _, size: size))
+    result = sinkhorn(log_p, max_iterations=300)
+    assert reads - 1e-6 <= result.n_passes < reads + 1
+
+
 @pytest.mark.parametrize("lam", [0.01, 200.0, 1000.0])
 def test_extreme_lam(lam):
     log_p = random_log_p(400, 10)
@@ -191,7 +222,7 @@ def test_steps_that_a_gpu_takes_in_vain_change_nothing(solver, monkeypatch):
             self.answers.append(bool(condition.any()))
             return self.answers.popleft()
 
-    log_p = torch.stack([random_log_p(300, 12, scale=0.3), hard_log_p(300, 12, 3.0, 1.0)])
+    log_p = torch.stack([random_log_p(1500, 12, scale=0.3), hard_log_p(1500, 12, 3.0, 1.0)])
     options = {"lam": 5.0, "solver": solver, "max_iterations": 60, "col_marginal": zipf(12)}
     prompt = sinkhorn(log_p, **options)
     for module in (_newton, _fixed_point):
