@@ -4,10 +4,11 @@
 //
 // Rows of more than 8,192 columns, up to 131,072, are shared by the blocks of a cluster. GPUs
 // without clusters read such rows twice (sinkhorn_pass_general.cuh), and those with some 100 KB of
-// shared memory a block already rows above 4,096; all do above 131,072. A block takes up to 7 candidates of up to 2,048 columns; a cluster, of up to 16,384.
-// Wider rows, and an eighth candidate, are other blocks' at the same time: they find in the L2
-// cache what the first has read, so memory is read once as long as they keep pace. One cluster has
-// no room for them: a candidate takes 12 bytes a column of registers and shared memory.
+// shared memory a block already rows above 4,096; all do above 131,072. A block takes up to 7
+// candidates of up to 2,048 columns; a cluster, of up to 16,384. Wider rows, and an eighth
+// candidate, are other blocks' at the same time: they find in the L2 cache what the first has read,
+// so memory is read once as long as they keep pace. One cluster has no room for them: a candidate
+// takes 12 bytes a column of registers and shared memory.
 #pragma once
 
 #include "sinkhorn_pass_thread.cuh"
