@@ -47,11 +47,13 @@ inline void check_lam(const Tensor& log_p, const Tensor& lam) {
                   "lam must be contiguous float64 (B,)");
 }
 
-inline void check_matrix(const Tensor& log_p, const Tensor& v, const Tensor& lam) {
+// v has `dims` dimensions: (B, K), or (B, S, K) for S candidates.
+inline void check_matrix(const Tensor& log_p, const Tensor& v, int64_t dims, const Tensor& lam) {
   STD_TORCH_CHECK(log_p.dim() == 3, "log_p must be (B, N, K)");
+  STD_TORCH_CHECK(v.dim() == dims, "v must be ", dims == 2 ? "(B, K)" : "(B, S, K)");
   STD_TORCH_CHECK(v.scalar_type() == ScalarType::Double && v.is_contiguous(),
                   "v must be contiguous float64");
-  STD_TORCH_CHECK(v.size(0) == log_p.size(0) && v.size(v.dim() - 1) == log_p.size(2),
+  STD_TORCH_CHECK(v.size(0) == log_p.size(0) && v.size(dims - 1) == log_p.size(2),
                   "v must have the B and K of log_p");
   check_lam(log_p, lam);
 }

@@ -11,7 +11,6 @@ from torch import Tensor
 from selavi.kernels._launch import ceil_div, column_blocks, launch, power_above
 from selavi.kernels._potential import Potential
 from selavi.kernels._tiles import (
-    any_weight,
     finite_shift,
     is_untried,
     load_potential,
@@ -20,6 +19,7 @@ from selavi.kernels._tiles import (
     merge,
     place_of,
     softmax,
+    weighted_end,
     widen,
 )
 
@@ -34,8 +34,7 @@ def block_logsumexp_kernel(
     b, _part, first, last, columns = place_of(program, N, chunk, chunks, blocks, BLOCK_K)
     log_p += b * stride_b
     weight += b * N
-    if not any_weight(weight, first, last):
-        last = first
+    last = weighted_end(weight, first, last)
     for s in range(candidates):
         problem = b * candidates + s
         end = tl.where(is_untried(hi, problem, K), first, last)

@@ -137,13 +137,13 @@ def zero_tiles(columns, BLOCK_M: tl.constexpr, dtype: tl.constexpr):
 
 
 @triton.jit
-def any_weight(weight, first, last):
-    """Whether a row of [first, last) has weight."""
+def weighted_end(weight, first, last):
+    """`last`, or `first` where no row of [first, last) has weight."""
     found = tl.zeros((256,), tl.int32)
     for start in range(first, last, 256):
         rows = start + tl.arange(0, 256)
         found |= (tl.load(weight + rows, mask=rows < last, other=0.0) != 0).to(tl.int32)
-    return tl.max(found, 0) > 0
+    return tl.where(tl.max(found, 0) > 0, last, first)
 
 
 @triton.jit

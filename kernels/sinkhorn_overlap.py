@@ -14,7 +14,14 @@ from torch.library import triton_op
 from selavi.kernels._launch import ceil_div, launch, power_above
 from selavi.kernels._logsumexp import row_logsumexp
 from selavi.kernels._potential import split_potential
-from selavi.kernels._tiles import any_weight, load_known, load_potential, load_tiles, shares, widen
+from selavi.kernels._tiles import (
+    load_known,
+    load_potential,
+    load_tiles,
+    shares,
+    weighted_end,
+    widen,
+)
 
 _PROGRAMS = 512  # at least, so that the parts (64 KB each) stay small and the GPU is full
 
@@ -59,8 +66,7 @@ def overlap_kernel(
         logsumexp += b * N
         first = part * chunk
         last = tl.minimum(first + chunk, N)
-        if not any_weight(weight, first, last):
-            last = first
+        last = weighted_end(weight, first, last)
         k = tl.arange(0, WIDTH)
         left = (i * WIDTH + k,)
         right = (j * WIDTH + k,)

@@ -22,7 +22,6 @@ from selavi.kernels._logsumexp import row_logsumexp
 from selavi.kernels._potential import Potential, split_potential
 from selavi.kernels._tiles import (
     add_weighted,
-    any_weight,
     columns_of,
     is_untried,
     load_known,
@@ -34,6 +33,7 @@ from selavi.kernels._tiles import (
     shares,
     softmax,
     store_sums,
+    weighted_end,
     widen,
     zero_tiles,
 )
@@ -51,8 +51,7 @@ def whole_rows_kernel(
     weight += b * N
     first = part * chunk
     last = tl.minimum(first + chunk, N)
-    if not any_weight(weight, first, last):
-        last = first
+    last = weighted_end(weight, first, last)
     columns = columns_of(FIRST, SECOND)
     for s in range(candidates):
         problem = b * candidates + s
@@ -84,8 +83,7 @@ def block_masses_kernel(
     b, part, first, last, columns = place_of(program, N, chunk, chunks, blocks, BLOCK_K)
     log_p += b * stride_b
     weight += b * N
-    if not any_weight(weight, first, last):
-        last = first
+    last = weighted_end(weight, first, last)
     for s in range(candidates):
         problem = b * candidates + s
         end = tl.where(is_untried(hi, problem, K), first, last)

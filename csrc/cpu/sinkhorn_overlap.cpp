@@ -44,7 +44,7 @@ struct GramLayout {
   int64_t count() const { return static_cast<int64_t>(tiles.size()); }
 };
 
-// sums (tiles, height, width) of rows [first, last), for one group of tiles.
+// sums (tiles, height, width) += those of the block's rows, for one group of tiles.
 template <typename Storage>
 void add_block(const RowBlock<Storage>& block, const Potential<Compute<Storage>>& potential,
                const double* roots, const GramLayout<Compute<Storage>>& layout, int64_t group,
@@ -118,9 +118,8 @@ void add_problem(const MatrixView<Storage>& matrix, const Potential<Compute<Stor
 
 Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                         const Tensor& lam) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 2, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t n = log_p.size(1), columns = log_p.size(2);
   Tensor overlap = torch::stable::new_zeros(v, {log_p.size(0), columns, columns});
   dispatch_floating(log_p, "log_p", [&](auto tag) {

@@ -102,9 +102,8 @@ std::tuple<Tensor, Tensor> merge_blocks(const Tensor& v, const Tried& tried, con
 
 std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
                                          const Tensor& row_marginal, const Tensor& lam) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 3, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
   const int64_t problems = log_p.size(0), candidates = v.size(1);
   const int64_t width = partial_width(candidates, log_p.size(2));
   const Blocks blocks(log_p.size(1), width);

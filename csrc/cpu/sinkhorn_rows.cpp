@@ -27,9 +27,8 @@ Output output_of(ScalarType dtype) {
 
 Tensor sinkhorn_plan(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                      const Tensor& lam, ScalarType dtype) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 2, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Tensor plan = torch::stable::new_empty(v, {problems, n, columns}, dtype);
   const Output output = output_of(dtype);
@@ -54,8 +53,7 @@ Tensor sinkhorn_plan(const Tensor& log_p, const Tensor& v, const Tensor& row_mar
 // labels = argmax_k x_ik (ties to the lowest k), logsumexp_i, and confidence = max_k softmax_k.
 std::tuple<Tensor, Tensor, Tensor> sinkhorn_labels(const Tensor& log_p, const Tensor& v,
                                                    const Tensor& lam) {
-  check_matrix(log_p, v, lam);
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
+  check_matrix(log_p, v, 2, lam);
   const int64_t problems = log_p.size(0), n = log_p.size(1), columns = log_p.size(2);
   Tensor labels = torch::stable::new_empty(v, {problems, n}, ScalarType::Long);
   Tensor logsumexp = torch::stable::new_empty(v, {problems, n});

@@ -64,9 +64,8 @@ std::tuple<Tensor, Tensor, Tensor> sinkhorn_iterations(const Tensor& log_p, cons
                                                        const Tensor& row_marginal,
                                                        const Tensor& col_marginal,
                                                        const Tensor& lam, int64_t count) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 2, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   STD_TORCH_CHECK(col_marginal.scalar_type() == ScalarType::Double &&
                       col_marginal.is_contiguous() && col_marginal.dim() == 2 &&
                       col_marginal.size(0) == v.size(0) && col_marginal.size(1) == v.size(1),

@@ -88,9 +88,8 @@ void overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal, c
 
 Tensor sinkhorn_overlap(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                         const Tensor& lam) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 2, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   const int64_t problems = log_p.size(0), columns = log_p.size(2);
   Tensor out = torch::stable::new_empty(v, {problems, columns, columns});
   if (problems * columns == 0) return out;

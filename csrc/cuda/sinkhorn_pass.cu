@@ -97,9 +97,8 @@ void pass(Launcher& launcher, const PassArguments<Storage>& arguments, double* m
 
 std::tuple<Tensor, Tensor> sinkhorn_pass(const Tensor& log_p, const Tensor& v,
                                          const Tensor& row_marginal, const Tensor& lam) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 3, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 3, "v must be (B, S, K)");
   const int64_t problems = log_p.size(0), columns = log_p.size(2), candidates = v.size(1);
   Launcher launcher(log_p);
   Tensor mass = torch::stable::new_empty(v, {problems, candidates, columns});

@@ -10,8 +10,7 @@ namespace {
 
 std::tuple<Tensor, Tensor, Tensor> sinkhorn_labels(const Tensor& log_p, const Tensor& v,
                                                    const Tensor& lam) {
-  check_matrix(log_p, v, lam);
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
+  check_matrix(log_p, v, 2, lam);
   const int64_t problems = log_p.size(0), n = log_p.size(1);
   Launcher launcher(log_p);
   Tensor labels = torch::stable::new_empty(v, {problems, n}, ScalarType::Long);
@@ -29,9 +28,8 @@ std::tuple<Tensor, Tensor, Tensor> sinkhorn_labels(const Tensor& log_p, const Te
 
 Tensor sinkhorn_plan(const Tensor& log_p, const Tensor& v, const Tensor& row_marginal,
                      const Tensor& lam, ScalarType dtype) {
-  check_matrix(log_p, v, lam);
+  check_matrix(log_p, v, 2, lam);
   check_each_row(log_p, row_marginal, "row_marginal");
-  STD_TORCH_CHECK(v.dim() == 2, "v must be (B, K)");
   Launcher launcher(log_p);
   Tensor plan = torch::stable::new_empty(v, {log_p.size(0), log_p.size(1), log_p.size(2)}, dtype);
   dispatch_floating(log_p, "log_p", [&](auto tag) {

@@ -250,11 +250,11 @@ def _rises(
     """Whether f is higher after each step (B, S), given r - m (B, S, K) and f (B, S) there.
 
     f is concave: where it still rises at a step's end, it has risen all the way. Where it falls
-    there, but not steeply, its value tells, up to noise.
+    there, but not steeply, its value tells, up to noise (B, 1).
     """
     slope = torch.einsum("bsk,bk->bs", steps, problem.col_marginal - state.mass)
     end = (residual * steps).sum(-1)
-    higher = value >= state.value[:, None] - noise  # (B, 1)
+    higher = value >= state.value[:, None] - noise
     return (slope > 0) & ((end >= 0) | ((end >= -0.5 * slope) & higher))
 
 
